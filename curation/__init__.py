@@ -1,0 +1,1 @@
+"""Sources, documents, quality scores, Ask-LLM, semantic deduplication and decontamination."""

@@ -1,0 +1,85 @@
+"""Progress that a person can read: a bar at a terminal, a line now and then in a log, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Mode = Literal["auto", "bar", "plain", "quiet"]
+PLAIN_SECONDS = 10.0
+
+_mode: Mode = "auto"
+
+
+def set_progress_mode(mode: Mode) -> None:
+    """Choose how progress is shown in this process; `auto` is a bar at a terminal and plain lines elsewhere."""
+    global _mode
+    _mode = mode
+
+
+def progress_mode() -> Mode:
+    """The mode in force, with `auto` resolved."""
+    if _mode != "auto":
+        return _mode
+    return "bar" if sys.stderr.isatty() else "plain"
+
+
+class Task:
+    """One piece of work with a known amount; `advance` is cheap enough for inner loops."""
+
+    def __init__(self, description: str, total: float, unit: str, bar: Progress | None, quiet: bool) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0.0
+        self._bar, self._quiet = bar, quiet
+        self._started = self._printed = time.monotonic()
+        if bar is not None:
+            self._id = bar.add_task(description, total=total, rate="")
+
+    def advance(self, amount: float = 1) -> None:
+        """Record that `amount` more units are done."""
+        self.done += amount
+        if self._quiet:
+            return
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / elapsed
+        if self._bar is not None:
+            self._bar.update(self._id, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s")
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            left = (self.total - self.done) / rate if rate else float("inf")
+            share = 100 * self.done / self.total if self.total else 100
+            print(
+                f"  {self.description}: {share:.0f} % ({self.done:,.0f} of {self.total:,.0f} {self.unit}), "
+                f"{rate:,.0f} {self.unit}/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@contextmanager
+def progress(description: str, total: float, unit: str = "items") -> Iterator[Task]:
+    """Show the progress of `total` units of work under `description`, with rate and time left.
+
+    >>> set_progress_mode("quiet")
+    >>> with progress("scoring", total=2, unit="documents") as task:
+    ...     task.advance(2)
+    >>> set_progress_mode("auto")
+    """
+    mode = progress_mode()
+    if mode != "bar":
+        yield Task(description, total, unit, None, quiet=mode == "quiet")
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Task(description, total, unit, bar, quiet=False)

@@ -1,0 +1,1 @@
+"""Leave-one-out, influence, mixture weights, comparison and report."""

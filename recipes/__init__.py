@@ -1,0 +1,1 @@
+"""The recipe schema, the pipeline that runs a recipe, and the `mixwright` command."""

@@ -1,0 +1,1 @@
+"""Model, token streams, losses, training loop, checkpoints, SFT, rollouts, rewards and GRPO."""
