@@ -124,7 +124,7 @@ def read_documents(path: Path | str) -> list[Document]:
 
 
 def document_files(path: Path | str) -> list[Path]:
-    """The parquet files `path` names: itself, or those directly in the folder, by name, without hidden ones."""
+    """The parquet files that `path` names: itself, or those directly in the folder by name; none hidden."""
     path = Path(path)
     if path.is_file():
         return [path]
