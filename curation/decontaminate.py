@@ -73,13 +73,20 @@ class DecontaminationReport:
 
 
 def overlaps(
-    documents: Iterable[Document], against: Iterable[Document], *, words: int = WORDS
+    documents: Iterable[Document],
+    against: Iterable[Document],
+    *,
+    words: int = WORDS,
+    least_share: float = 0.0,
 ) -> list[Overlap]:
     """All pairs of a document and a reference that share a run of `words` words, in the documents' order.
 
+    least_share : leave out pairs that share less of the reference; 0 is GPT-3's rule. Texts made from a few
+                  templates share runs without one being a copy of the other.
+
     Memory is that of the references; the documents may be a stream. Raises RecipeError for `words` below 8.
     """
-    index = ReferenceIndex(against, words=words)
+    index = ReferenceIndex(against, words=words, least_share=least_share)
     return [overlap for document in documents for overlap in index.overlaps(document)]
 
 
@@ -101,7 +108,9 @@ class ReferenceIndex:
     too_short : ids of the references of fewer than 8 words, which are not searched for
     """
 
-    def __init__(self, references: Iterable[Document], *, words: int = WORDS) -> None:
+    def __init__(
+        self, references: Iterable[Document], *, words: int = WORDS, least_share: float = 0.0
+    ) -> None:
         if words < SHORTEST_REFERENCE:
             raise RecipeError(
                 f"Runs of {words} words are shared by texts that have nothing to do with each other",
@@ -109,6 +118,7 @@ class ReferenceIndex:
                 remedy=f"Choose at least {SHORTEST_REFERENCE}; 13 is usual",
             )
         self.too_short: list[str] = []
+        self._least_share = least_share
         self._ids: list[str] = []
         self._texts: list[np.ndarray] = []
         # A number for each word of a reference, from 1; equal numbers are equal words.
@@ -139,11 +149,12 @@ class ReferenceIndex:
         for reference in sorted(shared):
             runs = len(self._texts[reference]) - len(first[reference].split(" ")) + 1
             share = len(shared[reference]) / runs
-            result.append(Overlap(document.id, self._ids[reference], share, first[reference]))
+            if share >= self._least_share:
+                result.append(Overlap(document.id, self._ids[reference], share, first[reference]))
         return result
 
     def _matches(self, text: np.ndarray, table: _Table, size: int) -> Iterator[tuple[int, int, int]]:
-        """Place in the document, number of the reference, and place in it, of each run of words they share."""
+        """Place in the document, number of the reference, and place in it, of each shared run of words."""
         hashes, known = _run_hashes(text, size)
         # Each different run once: a document that repeats itself does not search again and again.
         values, places = np.unique(hashes[known], return_index=True)
@@ -170,7 +181,7 @@ class _Table:
 
 
 def _table(texts: Sequence[np.ndarray], size: int, words: int) -> _Table:
-    """The runs of the texts that are searched for by runs of `size`: those of just this many words or longer."""
+    """The runs of those texts that are searched for by runs of `size` words."""
     chosen = [number for number, text in enumerate(texts) if min(len(text), words) == size]
     hashes = np.concatenate([_run_hashes(texts[number], size)[0] for number in chosen])
     counts = [len(texts[number]) - size + 1 for number in chosen]
@@ -199,6 +210,7 @@ def decontaminate(
     out: Path | str,
     *,
     words: int = WORDS,
+    least_share: float = 0.0,
     broken_tolerance: float = 0.01,
 ) -> DecontaminationReport:
     """Write the documents of `files` that share no run of words with those of `against` to `out`.
@@ -210,7 +222,7 @@ def decontaminate(
     out = Path(out)
     extension = extension_of(out)
     references, _ = read_files(against, broken_tolerance=broken_tolerance)
-    index = ReferenceIndex(references, words=words)
+    index = ReferenceIndex(references, words=words, least_share=least_share)
     if len(index.too_short) == len(references):
         raise DataError(
             f"Each of the {len(references)} references has fewer than {SHORTEST_REFERENCE} words",
