@@ -149,7 +149,7 @@ def _two_kinds(random: Random) -> Worked:
 @template(1)
 def _exchange(random: Random) -> Worked:
     person, per, amount = random.choice(PEOPLE), random.randint(2, 30), random.randint(5, 400)
-    fee = random.randint(1, 9)
+    fee = random.randint(2, 9)
     question = one_of(
         random,
         f"One euro is worth {per} crowns. {person} changes {amount} euros and pays a fee of {fee} crowns. "

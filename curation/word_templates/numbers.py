@@ -175,9 +175,9 @@ def _last_digit(random: Random) -> Worked:
     steps = (
         f"Only the last digit {digit} matters.",
         f"Its powers end in {', '.join(map(str, cycle))} and then repeat.",
-        f"The place in this cycle of {len(cycle)} is found from the remainder of {power - 1}.",
-        f"It is {power - 1} - {(power - 1) // len(cycle)} * {len(cycle)} = {(power - 1) % len(cycle)}, "
-        f"counted from zero.",
+        f"The first of them stands at place 0, so the power {power} stands at {power} - 1 = {power - 1}.",
+        f"Without whole cycles of {len(cycle)} that is {power - 1} - {(power - 1) // len(cycle)} * {len(cycle)} "
+        f"= {(power - 1) % len(cycle)}, where the digit is {answer}.",
     )
     return Worked(question, steps, answer)
 
