@@ -52,7 +52,9 @@ class SourceSettings(Settings):
             if kind == self.kind and not given:
                 raise ValueError(f"a source of kind `{kind}` needs the field `{field}`")
             if kind != self.kind and given:
-                raise ValueError(f"`{field}` belongs to sources of kind `{kind}`, but this one is `{self.kind}`")
+                raise ValueError(
+                    f"`{field}` belongs to sources of kind `{kind}`, but this one is `{self.kind}`"
+                )
         return self
 
 

@@ -28,7 +28,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -65,10 +67,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
     file = find_recipe(path)
     try:
         if file.stat().st_size > MAXIMUM_BYTES:
-            raise RecipeError("The recipe is larger than 1 MB", where=str(file), remedy="Is this the right file?")
+            raise RecipeError(
+                "The recipe is larger than 1 MB", where=str(file), remedy="Is this the right file?"
+            )
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError("The recipe is not UTF-8 text", where=str(file), remedy="Save it as UTF-8") from error
+        raise RecipeError(
+            "The recipe is not UTF-8 text", where=str(file), remedy="Save it as UTF-8"
+        ) from error
     values, lines = _parse(text, file)
     for override in overrides:
         _override(values, override)
@@ -95,10 +101,14 @@ def _parse(text: str, file: Path) -> tuple[dict[str, Any], dict[Path_, int]]:
         mark = error.problem_mark
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
         raise RecipeError(
-            f"This is not valid YAML: {error.problem}", where=where, remedy="Check indentation, colons and quotes"
+            f"This is not valid YAML: {error.problem}",
+            where=where,
+            remedy="Check indentation, colons and quotes",
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"The recipe cannot be read: {error}", where=str(file), remedy="Check the YAML") from None
+        raise RecipeError(
+            f"The recipe cannot be read: {error}", where=str(file), remedy="Check the YAML"
+        ) from None
     if not isinstance(values, dict):
         raise RecipeError(
             "The recipe is empty or not a mapping",
@@ -112,7 +122,9 @@ def _walk(node: yaml.Node, at: Path_, lines: dict[Path_, int], file: Path, seen:
     """Note the line of every value; refuse repeated keys and documents that aliases blow up."""
     seen[0] += 1
     if seen[0] > MAXIMUM_NODES or len(at) > 50:
-        raise RecipeError("The recipe is nested or repeated without bound", where=str(file), remedy="Remove aliases")
+        raise RecipeError(
+            "The recipe is nested or repeated without bound", where=str(file), remedy="Remove aliases"
+        )
     lines[at] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
@@ -120,7 +132,9 @@ def _walk(node: yaml.Node, at: Path_, lines: dict[Path_, int], file: Path, seen:
             line = key.start_mark.line + 1
             if key.value in keys:
                 raise RecipeError(
-                    f"The key `{key.value}` is given twice", where=f"{file}, line {line}", remedy="Keep one of the two"
+                    f"The key `{key.value}` is given twice",
+                    where=f"{file}, line {line}",
+                    remedy="Keep one of the two",
                 )
             keys.add(key.value)
             _walk(value, (*at, key.value), lines, file, seen)
@@ -169,7 +183,9 @@ def _item(items: list[Any], part: str, override: str) -> int:
     if part.isdigit() and int(part) < len(items):
         return int(part)
     names = [item["name"] for item in items if isinstance(item, dict) and "name" in item]
-    raise RecipeError(f"`--set {override}`: there is no item `{part}`", remedy=f"Choose one of: {', '.join(names)}")
+    raise RecipeError(
+        f"`--set {override}`: there is no item `{part}`", remedy=f"Choose one of: {', '.join(names)}"
+    )
 
 
 def _check_version(values: dict[str, Any], lines: dict[Path_, int], file: Path) -> None:
@@ -178,7 +194,9 @@ def _check_version(values: dict[str, Any], lines: dict[Path_, int], file: Path) 
         return
     where = f"{file}, line {lines.get(('mixwright',), 1)}, field `mixwright`"
     if version is None:
-        raise RecipeError("The recipe does not say its version", where=where, remedy=f"Add `mixwright: {RECIPE_VERSION}`")
+        raise RecipeError(
+            "The recipe does not say its version", where=where, remedy=f"Add `mixwright: {RECIPE_VERSION}`"
+        )
     raise RecipeError(
         f"The recipe is for version {version!r}, this program reads version {RECIPE_VERSION}",
         where=where,
@@ -221,7 +239,9 @@ def _sentence(error: ValidationError, values: dict[str, Any]) -> tuple[str]:
     elif first["type"] == "missing":
         what = f"The field `{first['loc'][-1]}` is missing"
     elif first["type"] == "literal_error":
-        expected = [part.strip(" '") for part in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        expected = [
+            part.strip(" '") for part in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")
+        ]
         near = _nearest(str(first["input"]), expected)
         what = f"`{name}` is {first['input']!r} and must be one of {', '.join(expected)}"
         what += f"; did you mean `{near}`?" if near else ""
@@ -230,7 +250,9 @@ def _sentence(error: ValidationError, values: dict[str, Any]) -> tuple[str]:
         what = what[:1].upper() + what[1:]
     else:
         blocks = ("model_type", "model_attributes_type", "dict_type")
-        message = "must be a block of keys" if first["type"] in blocks else first["msg"].removeprefix("Input ")
+        message = (
+            "must be a block of keys" if first["type"] in blocks else first["msg"].removeprefix("Input ")
+        )
         what = f"`{name}` is {first['input']!r}, but it {message}"
     return (what,)
 

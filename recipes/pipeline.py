@@ -83,7 +83,9 @@ def read_stage_record(run: Run, stage: Stage) -> dict[str, Any] | None:
 def stage_key(run: Run, stage: Stage, stages: dict[str, Stage]) -> str:
     """Hash of everything that decides the stage's result."""
     inputs = {name: (read_stage_record(run, stages[name]) or {}).get("outputs", {}) for name in stage.needs}
-    return hash_value([stage.name, stage.settings(run.recipe), inputs, {name: version(name) for name in VERSIONED}])
+    return hash_value(
+        [stage.name, stage.settings(run.recipe), inputs, {name: version(name) for name in VERSIONED}]
+    )
 
 
 def is_done(run: Run, stage: Stage, stages: dict[str, Stage]) -> bool:
@@ -108,7 +110,9 @@ def run_stage(run: Run, stage: Stage, stages: dict[str, Stage]) -> bool:
         "status": "running",
         "key": key,
         "settings": stage.settings(run.recipe),
-        "inputs": {name: (read_stage_record(run, stages[name]) or {}).get("outputs", {}) for name in stage.needs},
+        "inputs": {
+            name: (read_stage_record(run, stages[name]) or {}).get("outputs", {}) for name in stage.needs
+        },
         "versions": {name: version(name) for name in VERSIONED},
         "seed": run.recipe.seed,
         "started": _now() if previous is None else previous["started"],
@@ -176,7 +180,9 @@ def _hash_outputs(folder: Path, stage: Stage) -> dict[str, str]:
     }
     if not found:
         raise DataError(
-            f"The stage `{stage.name}` left no result", where=str(folder), remedy="Report this with the stage's log"
+            f"The stage `{stage.name}` left no result",
+            where=str(folder),
+            remedy="Report this with the stage's log",
         )
     return found
 

@@ -31,7 +31,7 @@ class Recipe(Settings):
     seed: int = 0
     """Seed of everything that has no seed of its own."""
     workers: Count | Literal["auto"] = "auto"
-    """Processes that train side by side, one thread each; `auto` is the number of cores. Results do not depend on it."""
+    """Processes that train side by side, one thread each; `auto` is the number of cores; results do not change."""
     sources: list[SourceSettings] = Field(min_length=2)
     curation: CurationSettings
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -64,11 +64,15 @@ class Recipe(Settings):
         if not self.capabilities:
             raise ValueError("no source has a capability, so there is nothing to probe; label at least one")
         known = set(names)
-        for rules in (getattr(self.curation.labels, field) for field in type(self.curation.labels).model_fields):
+        for rules in (
+            getattr(self.curation.labels, field) for field in type(self.curation.labels).model_fields
+        ):
             for rule in rules:
                 for source in rule.sources or ():
                     if source not in known:
-                        raise ValueError(f"label rule `{rule.name}` names the source `{source}`, which is not listed")
+                        raise ValueError(
+                            f"label rule `{rule.name}` names the source `{source}`, which is not listed"
+                        )
         for source in self.curation.educational.per_source:
             if source not in known:
                 raise ValueError(f"`educational.per_source` names the source `{source}`, which is not listed")

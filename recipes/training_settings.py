@@ -25,7 +25,9 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSettings:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(f"`dim` ({self.dim}) divided by `heads` ({self.heads}) must be an even whole number")
+            raise ValueError(
+                f"`dim` ({self.dim}) divided by `heads` ({self.heads}) must be an even whole number"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(f"`heads` ({self.heads}) must be a multiple of `kv_heads` ({self.kv_heads})")
         return self

@@ -26,8 +26,12 @@ app = typer.Typer(
 
 @app.callback()
 def _main(
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print results and errors only; anywhere on the line."),
-    plain: bool = typer.Option(False, "--plain", help="Progress as plain lines, as in a log; anywhere on the line."),
+    quiet: bool = typer.Option(
+        False, "--quiet", "-q", help="Print results and errors only; anywhere on the line."
+    ),
+    plain: bool = typer.Option(
+        False, "--plain", help="Progress as plain lines, as in a log; anywhere on the line."
+    ),
 ) -> None:
     if quiet or plain:
         set_progress_mode("quiet" if quiet else "plain")
@@ -52,7 +56,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        errors.print(f"[bold red]Error:[/] {_plain(error.strerror or '')} ({_plain(str(error.filename or ''))}).")
+        errors.print(
+            f"[bold red]Error:[/] {_plain(error.strerror or '')} ({_plain(str(error.filename or ''))})."
+        )
         sys.exit(MachineError.exit_code)
 
 

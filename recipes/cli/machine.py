@@ -15,7 +15,16 @@ from curation.errors import RecipeError
 from recipes.cli import app
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
-LIBRARIES = ("torch", "transformers", "datasets", "datatrove", "polars", "faiss-cpu", "sentence-transformers", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "datatrove",
+    "polars",
+    "faiss-cpu",
+    "sentence-transformers",
+    "numpy",
+)
 OPTIONAL = ("ray", "vllm", "wandb")
 
 
@@ -26,7 +35,11 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(facts)
         return
-    print_table("This machine", [{"what": k, "value": v} for k, v in facts.items()], {"what": "What", "value": "Value"})
+    print_table(
+        "This machine",
+        [{"what": k, "value": v} for k, v in facts.items()],
+        {"what": "What", "value": "Value"},
+    )
     if facts["GPU"] == "none":
         say("  No GPU: training runs on the processor, which the quickstart is made for.")
 
@@ -44,7 +57,9 @@ def _facts() -> dict[str, Any]:
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     for precision in (torch.float32, torch.bfloat16):
-        facts[f"{str(precision).removeprefix('torch.')}, GFLOP/s on one thread"] = round(_matmul_gflops(precision))
+        facts[f"{str(precision).removeprefix('torch.')}, GFLOP/s on one thread"] = round(
+            _matmul_gflops(precision)
+        )
     for name in LIBRARIES + OPTIONAL:
         try:
             facts[name] = metadata.version(name)
@@ -73,7 +88,9 @@ def _matmul_gflops(dtype: Any, size: int = 768, repeats: int = 8) -> float:
 
 @app.command()
 def init(
-    corpora: Annotated[list[Path], typer.Argument(help="Files or folders, one source each (.jsonl, .parquet, .txt).")],
+    corpora: Annotated[
+        list[Path], typer.Argument(help="Files or folders, one source each (.jsonl, .parquet, .txt).")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a recipe for your own corpora, starting from the quickstart's settings."""

@@ -11,7 +11,9 @@ from curation.errors import DataError, RecipeError
 from recipes.cli import app
 from recipes.cli.output import JsonOption, SetOption, console, print_json, print_table, say
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one (quickstart).")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a built-in one (quickstart).")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/<name> when left out.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
@@ -34,7 +36,9 @@ def stage(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
     """Show what would run and what it would cost, without running it."""
     from recipes.plan import make_plan
 
@@ -47,7 +51,9 @@ def plan(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, 
         made["stages"],
         {"stage": "Stage", "state": "State", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"},
     )
-    say(f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,")
+    say(
+        f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,"
+    )
     say(f"  {made['speed']}")
 
 
