@@ -59,7 +59,10 @@ class Stage:
     settings : the part of the recipe that decides its result (a JSON-able value)
     outputs  : globs, relative to the folder, of the files that are the result; equal inputs give equal bytes
     work     : does the work; safe to call again in the folder of a killed attempt
-    about    : one line for `mixwright plan`
+    about    : one line for people who watch
+    estimate : what `mixwright plan` expects it to spend
+    parallel : whether the estimate is divided among the workers
+    fixed_seconds : what `mixwright plan` adds for work that is not arithmetic
     """
 
     name: str
@@ -70,6 +73,8 @@ class Stage:
     work: Callable[[Run], Spent]
     about: str = ""
     estimate: Callable[[Recipe], Spent] = field(default=lambda recipe: Spent())
+    parallel: bool = False
+    fixed_seconds: float = 0.0
 
 
 def read_stage_record(run: Run, stage: Stage) -> dict[str, Any] | None:
