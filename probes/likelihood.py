@@ -11,6 +11,7 @@ models with different tokenizers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,7 @@ import torch
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from training.losses import linear_cross_entropy
+from training.tokenizer import encode_text
 
 if TYPE_CHECKING:
     from training.model import Decoder
@@ -88,22 +90,19 @@ def tokenize_documents(documents: Sequence[_Text], tokenizer: Any) -> list[Token
             where=str(getattr(tokenizer, "name_or_path", "tokenizer")),
             remedy="Set `bos_token` in its tokenizer_config.json",
         )
-    seen: set[str] = set()
-    tokenized = []
-    for document in documents:
-        if document.id in seen:
-            raise DataError(f"Document {document.id} is there twice", remedy="Score each document once")
-        seen.add(document.id)
-        ids = tokenizer.encode(document.text, add_special_tokens=False, split_special_tokens=True)
-        tokenized.append(
-            TokenizedDocument(
-                id=document.id,
-                source=document.source,
-                ids=np.asarray([bos, *ids], dtype=np.int64),
-                bytes=len(document.text.encode("utf-8")),
-            )
+    double = [name for name, count in Counter(d.id for d in documents).items() if count > 1]
+    if double:
+        raise DataError(f"Document {double[0]} is there twice", remedy="Score each document once")
+    encoded = encode_text(tokenizer, [d.text for d in documents]) if documents else []
+    return [
+        TokenizedDocument(
+            id=document.id,
+            source=document.source,
+            ids=np.asarray([bos, *ids], dtype=np.int64),
+            bytes=len(document.text.encode("utf-8")),
         )
-    return tokenized
+        for document, ids in zip(documents, encoded, strict=True)
+    ]
 
 
 def rolling_windows(tokens: int, context: int, stride: int, document: int = 0) -> Iterator[Window]:
