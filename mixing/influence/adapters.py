@@ -112,7 +112,9 @@ class TransformersAdapter(LossAdapter):
 
     def matrix_names(self) -> tuple[str, ...]:
         model: Any = self.model
-        wanted = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
+        wanted = [
+            m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None
+        ]
         return tuple(n for n, p in self.model.named_parameters() if any(p is w for w in wanted))
 
     @property

@@ -52,7 +52,9 @@ def datainf_directions(
             count += 1
         if count == 0 or not any(norms.values()):
             raise DataError(
-                "The documents for the curvature have no gradient", where="datainf", remedy="Give other documents"
+                "The documents for the curvature have no gradient",
+                where="datainf",
+                remedy="Give other documents",
             )
         lambdas = {key: damping * norms[key] / (count * entries[key]) for key in entries}
         result = {probe: {n: v.clone() for n, v in vectors.items()} for probe, vectors in gradients.items()}

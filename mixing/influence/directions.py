@@ -116,7 +116,9 @@ def choose_parameters(adapter: LossAdapter, parameters: Parameters) -> list[str]
             remedy="Choose all, embedding_and_output, or give a function of the parameter's name",
         )
     if not chosen:
-        raise RecipeError("The choice of parameters leaves none", where="influence.parameters", remedy="Widen it")
+        raise RecipeError(
+            "The choice of parameters leaves none", where="influence.parameters", remedy="Widen it"
+        )
     return chosen
 
 
@@ -140,7 +142,9 @@ def probe_gradient(
         device=adapter.device,
     )
     if plan.targets == 0:
-        raise DataError("The probe set is empty", where="influence", remedy="Give it documents of two tokens or more")
+        raise DataError(
+            "The probe set is empty", where="influence", remedy="Give it documents of two tokens or more"
+        )
     names = choose_parameters(adapter, parameters)
     total: Vectors = {}
     loss = 0.0
@@ -179,7 +183,8 @@ def probe_directions(
     """
     if preconditioner not in PRECONDITIONERS:
         raise RecipeError(
-            f"There is no preconditioner {preconditioner!r}", remedy=f"Choose one of {', '.join(PRECONDITIONERS)}"
+            f"There is no preconditioner {preconditioner!r}",
+            remedy=f"Choose one of {', '.join(PRECONDITIONERS)}",
         )
     if not probes:
         raise RecipeError("There is no probe set", where="influence", remedy="Give at least one")
@@ -208,7 +213,13 @@ def probe_directions(
             precondition = datainf_directions
         gradients, spent = precondition(adapter, gradients, curvature, damping=damping, context=context)
     return {
-        name: Direction(name, preconditioner, v, *facts[name], forward_tokens=3.0 * facts[name][1] + spent / len(gradients))
+        name: Direction(
+            name,
+            preconditioner,
+            v,
+            *facts[name],
+            forward_tokens=3.0 * facts[name][1] + spent / len(gradients),
+        )
         for name, v in gradients.items()
     }
 
@@ -225,9 +236,7 @@ def load_adam_moments(folder: Path | str) -> AdamMoments:
     step = int(state.get("optimizer_step", state.get("step", 0)))
     if not second or step < 1:
         raise _no_moments(str(folder))
-    return AdamMoments(
-        second, step, float(settings.get("beta2", 0.95)), float(settings.get("epsilon", 1e-8))
-    )
+    return AdamMoments(second, step, float(settings.get("beta2", 0.95)), float(settings.get("epsilon", 1e-8)))
 
 
 def _second_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

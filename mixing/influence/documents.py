@@ -121,7 +121,9 @@ def make_batch(
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
     for at, row in enumerate(rows):
-        tokens = torch.as_tensor(np.asarray(documents[row.document].ids[row.start : row.stop], dtype=np.int64))
+        tokens = torch.as_tensor(
+            np.asarray(documents[row.document].ids[row.start : row.stop], dtype=np.int64)
+        )
         ids[at, : row.tokens] = tokens[:-1]
         labels[at, : row.tokens] = tokens[1:]
     positions = torch.arange(width).expand(len(rows), width)

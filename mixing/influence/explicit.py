@@ -48,9 +48,7 @@ def single_row(batch: RowBatch, at: int) -> RowBatch:
     )
 
 
-def weighted_gradient(
-    adapter: LossAdapter, batch: RowBatch, names: Sequence[str]
-) -> tuple[float, Vectors]:
+def weighted_gradient(adapter: LossAdapter, batch: RowBatch, names: Sequence[str]) -> tuple[float, Vectors]:
     """The weighted loss of all rows of `batch` and its gradient with respect to the named parameters."""
     own = adapter.named()
     wanted = [own[name] for name in names]
@@ -64,7 +62,9 @@ def weighted_gradient(
     finally:
         for parameter, flag in zip(wanted, before, strict=True):
             parameter.requires_grad_(flag)
-    return float(loss.detach()), {n: g.detach() for n, g in zip(names, gradients, strict=True) if g is not None}
+    return float(loss.detach()), {
+        n: g.detach() for n, g in zip(names, gradients, strict=True) if g is not None
+    }
 
 
 def document_gradients(adapter: LossAdapter, plan: BatchPlan, names: Sequence[str]) -> Iterator[Vectors]:

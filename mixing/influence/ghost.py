@@ -90,7 +90,9 @@ class Ghost:
             if not owned:
                 continue
             if next(layer.children(), None) is not None:
-                raise UnknownLayerError(f"{type(layer).__name__} owns {', '.join(owned.values())} and has layers")
+                raise UnknownLayerError(
+                    f"{type(layer).__name__} owns {', '.join(owned.values())} and has layers"
+                )
             self._layers.append((layer, owned))
 
     def _matrix(self, vector: Tensor) -> Matrix:
@@ -148,7 +150,9 @@ class _Run:
             if self.inside:  # the layer is being differentiated by itself
                 return
             if not isinstance(output, Tensor) or output.shape[0] != len(self.batch.documents):
-                raise UnknownLayerError(f"the output of {type(layer).__name__} is not one row for each sequence")
+                raise UnknownLayerError(
+                    f"the output of {type(layer).__name__} is not one row for each sequence"
+                )
             self.seen.update(owned.values())
             if not output.requires_grad:  # weights ask for no gradient, so the graph starts here
                 output.requires_grad_(True)
@@ -171,6 +175,8 @@ class _Run:
     ) -> Tensor:
         vectors, matrices = self.ghost._vectors[k], self.ghost._matrices[k]
         known = {local: name for local, name in owned.items() if name in vectors}
+        if not known:  # another of the directions moves this layer
+            return gradient.new_zeros(len(gradient), 1)
         if type(layer) is nn.Linear and args:
             total = gradient.new_zeros(gradient.shape[:-1], dtype=torch.float64)
             if "weight" in known:

@@ -37,7 +37,13 @@ from mixing.influence.pilot import Agreement, agreement
 from mixing.influence.scorers import Scorer, UnknownLayerError, Vectors, check_directions, score_plan
 
 Engine = Literal[
-    "auto", "forward", "ghost", "ghost_low_rank", "finite_difference", "finite_difference_one_sided", "explicit"
+    "auto",
+    "forward",
+    "ghost",
+    "ghost_low_rank",
+    "finite_difference",
+    "finite_difference_one_sided",
+    "explicit",
 ]
 ENGINES: tuple[str, ...] = Engine.__args__  # type: ignore[attr-defined]
 PILOT_DOCUMENTS = 32
@@ -86,7 +92,8 @@ class Scores:
             self.benefit[:, self.probes.index(probe)],
         ]
         return pa.table(
-            [pa.array(c, t) for c, t in zip(columns, BENEFIT_SCHEMA.types, strict=True)], schema=BENEFIT_SCHEMA
+            [pa.array(c, t) for c, t in zip(columns, BENEFIT_SCHEMA.types, strict=True)],
+            schema=BENEFIT_SCHEMA,
         )
 
 
@@ -191,7 +198,9 @@ class _Trial:
                 scorer = self._make(name)
                 found = self._compare(scorer)
             except UnknownLayerError as error:
-                notes.append(f"The {name} engine does not know every layer ({error}); the exact slow path is used")
+                notes.append(
+                    f"The {name} engine does not know every layer ({error}); the exact slow path is used"
+                )
                 continue
             if found is None or found.good or at + 1 == len(wanted):
                 return scorer, found, notes

@@ -84,6 +84,8 @@ def check_directions(directions: Sequence[Vectors]) -> None:
         length = norm(vectors)
         if not np.isfinite(length) or length == 0.0:
             raise DataError(
-                "A probe direction is zero or not finite" if length == 0.0 else "A probe direction is not finite",
+                "A probe direction is zero or not finite"
+                if length == 0.0
+                else "A probe direction is not finite",
                 remedy="Look at the probe set and at the checkpoint's loss on it",
             )
