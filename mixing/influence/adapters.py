@@ -20,8 +20,8 @@ CHUNK_LOGITS = 1 << 24  # logits held at a time by the forward-mode loss of our 
 class LossAdapter(nn.Module):
     """A causal language model and the way to its token losses. Subclass it for a model of another kind.
 
-    forward(batch, plain) gives nats per target [B, T], 0 on padding. `plain` asks for ordinary operations that
-    forward-mode differentiation understands.
+    forward(batch, plain) gives nats per target [B, T], 0 on padding. `plain` asks for ordinary operations
+    that forward-mode differentiation understands.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ class LossAdapter(nn.Module):
 
     @contextmanager
     def plain_attention(self) -> Iterator[None]:
-        """Within it, attention is made of plain operations (fused kernels have no forward-mode derivative)."""
+        """Within it, attention is made of plain operations: fused kernels have no forward derivative."""
         yield
 
     @property
@@ -101,7 +101,8 @@ class TransformersAdapter(LossAdapter):
     """A causal model of transformers; the losses come from its own logits, whatever it does to them."""
 
     def forward(self, batch: RowBatch, plain: bool = False) -> Tensor:
-        # Positions are given for every row: a learned position embedding then has one output per row and token.
+        # Positions are given for every row: a learned position embedding then has one output per row and
+        # token.
         logits = self.model(
             input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False, return_dict=True
         ).logits
@@ -153,7 +154,7 @@ def adapt(model: nn.Module) -> LossAdapter:
 
 @contextmanager
 def scoring(adapter: LossAdapter) -> Iterator[None]:
-    """Within it the model is in evaluation mode and none of its parameters asks for a gradient; both come back."""
+    """Within it the model is in evaluation mode and no parameter asks for a gradient; both come back."""
     training = {module: module.training for module in adapter.modules()}
     wanted = [(p, p.requires_grad) for p in adapter.parameters()]
     adapter.eval()

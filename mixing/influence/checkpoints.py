@@ -1,8 +1,8 @@
 """Influence at many checkpoints: one resumable file for each reference model, capability and step.
 
-`influence/<reference>-<capability>-step-<N>.parquet` holds `document, source, capability, reference, checkpoint,
-tokens, benefit`; the `.json` beside it, written last, holds how it was made. A file whose inputs and settings have not
-changed is not made again.
+`influence/<reference>-<capability>-step-<N>.parquet` holds `document, source, capability, reference,
+checkpoint, tokens, benefit`; the `.json` beside it, written last, holds how it was made. A file whose
+inputs and settings have not changed is not made again.
 """
 
 from __future__ import annotations
@@ -59,13 +59,17 @@ class InfluenceSettings:
     damping: float = 0.1
 
 
+DEFAULT_SETTINGS = InfluenceSettings()
+
+
 @dataclass(frozen=True)
 class CheckpointJob:
     """One checkpoint and the capabilities whose probes it is asked about.
 
     checkpoint : a folder `step-N` of the trainer (model.safetensors, optimizer.safetensors, state.json)
     reference  : the name of the reference model: "domain" for the domain models of the paper, which give each
-                 checkpoint one capability; "uniform" for a proxy on the uniform mixture, which gives all of them
+                 checkpoint one capability; "uniform" for a proxy on the uniform mixture, which gives all of
+                 them
     """
 
     checkpoint: Path
@@ -96,8 +100,8 @@ def choose_samples(
 ) -> list[SampleDocument]:
     """At most `per_source` documents of each source, drawn without replacement, in the order of the source.
 
-    The draw of a source depends on the seed and its name alone. `exclude` gives ids that may not be drawn, such as
-    those of the probes.
+    The draw of a source depends on the seed and its name alone. `exclude` gives ids that may not be drawn,
+    such as those of the probes.
     """
     left_out = set(exclude)
     chosen = []
@@ -117,7 +121,7 @@ def influence_at_checkpoint(
     probes: Mapping[str, Sequence[Tokenized]],
     samples: Sequence[Tokenized],
     out: Path,
-    settings: InfluenceSettings = InfluenceSettings(),
+    settings: InfluenceSettings = DEFAULT_SETTINGS,
 ) -> list[Path]:
     """Score `samples` for every capability of `job`; returns the parquet files, one per capability.
 
@@ -172,7 +176,7 @@ def influence_at_checkpoints(
     probes: Mapping[str, Sequence[Tokenized]],
     samples: Sequence[Tokenized],
     out: Path,
-    settings: InfluenceSettings = InfluenceSettings(),
+    settings: InfluenceSettings = DEFAULT_SETTINGS,
     workers: int = 1,
 ) -> list[Path]:
     """`influence_at_checkpoint` for every job, side by side in `workers` processes when there are several.
@@ -217,7 +221,9 @@ def read_benefits(files: Iterable[Path]) -> tuple[pa.Table, list[dict[str, Any]]
         record = read_json(Path(file).with_suffix(".json"))
         pilots.append({"file": Path(file).name, **(record["pilot"] or {})})
     if not tables:
-        raise DataError("There are no influence files", where="influence", remedy="Score some checkpoints first")
+        raise DataError(
+            "There are no influence files", where="influence", remedy="Score some checkpoints first"
+        )
     return pa.concat_tables(tables), pilots
 
 

@@ -1,12 +1,14 @@
-"""DataInf (arXiv 2310.00902): the inverse curvature of each layer in closed form, from per-sample dot products.
+"""DataInf (arXiv 2310.00902): the inverse curvature of each layer in closed form.
 
 For a layer with gradients g_1 ... g_n of n training documents and damping lambda,
 
-    H^-1 v  ~  1/n sum_i (g_i g_i' + lambda I)^-1 v  =  1/(n lambda) sum_i [ v - (v.g_i) / (lambda + |g_i|^2) g_i ],
+    H^-1 v  ~  1/n sum_i (g_i g_i' + lambda I)^-1 v
+            =  1/(n lambda) sum_i [ v - (v.g_i) / (lambda + |g_i|^2) g_i ],
 
-the mean of the inverses in place of the inverse of the mean; lambda = 0.1 (n d)^-1 sum_i |g_i|^2 with d the number of
-the layer's entries (AutoMixer's and DataInf's own choice). Two passes over the documents, one gradient alive at a
-time, shared by all probes. Example, one layer of one entry, g = 2, lambda = 1, v = 10: 10 - 20 / 5 * 2 = 2 = 10 / (4 + 1).
+the mean of the inverses in place of the inverse of the mean; lambda = 0.1 (n d)^-1 sum_i |g_i|^2 with d the
+number of the layer's entries (AutoMixer's and DataInf's own choice). Two passes over the documents, one
+gradient alive at a time, shared by all probes. Example, one layer of one entry, g = 2, lambda = 1, v = 10:
+10 - 20 / 5 * 2 = 2 = 10 / (4 + 1).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def datainf_directions(
 ) -> tuple[dict[str, Vectors], float]:
     """H^-1 v for every probe gradient v, and the cost in tokens times forward passes.
 
-    layer : the layer that a parameter belongs to; by default each parameter is a layer of its own, as in DataInf
+    layer : the layer that a parameter belongs to; by default each parameter is a layer of its own, as in
+            DataInf
     """
     plan = BatchPlan(
         curvature, context=context, windows="first", reduction="mean", batch_tokens=1, device=adapter.device
@@ -68,7 +71,8 @@ def datainf_directions(
                             result[probe][name].sub_(gradient[name], alpha=factor)
     for vectors in result.values():
         for name in vectors:
-            # A layer that no document reaches has no curvature at all; it keeps the plain gradient's direction.
+            # A layer that no document reaches has no curvature at all; it keeps the plain gradient's
+            # direction.
             vectors[name] /= lambdas[layer(name)] or 1.0
     return result, 6.0 * plan.read_tokens
 

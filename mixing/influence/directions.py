@@ -1,7 +1,8 @@
 """Probe directions v = P^-1 grad L(probe): one direction per probe set and checkpoint, made once.
 
-With the direction fixed, the benefit of a sample is a directional derivative, grad L(x)' v: positive lowers the loss
-of the probe when the model takes a step on x (METHODS 1.6, Eq. 2 with the sign that Eqs. 6 and 7 need).
+With the direction fixed, the benefit of a sample is a directional derivative, grad L(x)' v: positive lowers
+the loss of the probe when the model takes a step on x (METHODS 1.6, Eq. 2 with the sign that Eqs. 6 and 7
+need).
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class AdamMoments:
     def precondition(self, gradient: Vectors) -> Vectors:
         """v = g / (sqrt(s / (1 - beta2^step)) + epsilon): how far Adam moves for a gradient g.
 
-        Where we differ from LESS: it divides the samples' gradients and keeps epsilon inside the root; the product
-        g_x' v is the same up to epsilon.
+        Where we differ from LESS: it divides the samples' gradients and keeps epsilon inside the root; the
+        product g_x' v is the same up to epsilon.
         """
         correction = 1.0 - self.beta2**self.step
         missing = sorted(set(gradient) - set(self.second))
@@ -130,7 +131,7 @@ def probe_gradient(
     context: int = 1024,
     batch_tokens: int = 4096,
 ) -> tuple[Vectors, float, int]:
-    """Gradient of the mean loss over all targets of `probe`, that mean (nats per target), and how many there are."""
+    """Gradient of the mean loss over all targets of `probe`, that mean in nats, and their number."""
     adapter = adapt(model)
     check_vocabulary(probe, adapter.vocabulary)
     plan = BatchPlan(
@@ -225,7 +226,7 @@ def probe_directions(
 
 
 def load_adam_moments(folder: Path | str) -> AdamMoments:
-    """Second moments from a checkpoint folder: `optimizer.safetensors` and `state.json`, as the trainer writes them."""
+    """Second moments from `optimizer.safetensors` and `state.json` of one of the trainer's checkpoints."""
     folder = Path(folder)
     if not (folder / "optimizer.safetensors").is_file() or not (folder / "state.json").is_file():
         raise _no_moments(str(folder))
@@ -256,5 +257,5 @@ def _no_moments(where: str) -> RecipeError:
     return RecipeError(
         "The adam preconditioner needs the optimizer's second moments, and there are none",
         where=where,
-        remedy="Point it at a training checkpoint with optimizer.safetensors and state.json, or choose identity",
+        remedy="Use a training checkpoint with optimizer.safetensors and state.json, or choose identity",
     )

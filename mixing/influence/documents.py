@@ -1,7 +1,8 @@
 """Tokenised documents, the rows they are cut into, and padded batches of rows.
 
-A row never mixes documents, rows are sorted by length before they are batched, and every row carries the weight
-of its tokens, so that the value of a document depends neither on its neighbours nor on padding nor on order.
+A row never mixes documents, rows are sorted by length before they are batched, and every row carries the
+weight of its tokens, so that the value of a document depends neither on its neighbours nor on padding nor
+on order.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class RowBatch:
 def cut_rows(documents: Sequence[Tokenized], context: int, windows: Windows) -> list[Row]:
     """Rows of at most `context` input tokens.
 
-    windows : "first" keeps the first `context` targets of a document and leaves the rest out; "all" goes on with
-              further rows, each of which starts without what came before. Each target is in exactly one row.
+    windows : "first" keeps the first `context` targets of a document and leaves the rest out; "all" goes on
+              with further rows, each of which starts without what came before. Each target is in exactly
+              one row.
     """
     rows = []
     for index, document in enumerate(documents):
@@ -140,9 +142,9 @@ def make_batch(
 class BatchPlan:
     """Documents, their rows and weights; iterate over it to get the batches.
 
-    reduction : "mean" makes the loss of a document the mean over its targets (the natural reading of the paper,
-                which multiplies by the token count in Eq. 6), "sum" their sum, "corpus" the share of the document
-                in the mean over all targets of all documents.
+    reduction : "mean" makes the loss of a document the mean over its targets (the natural reading of the
+                paper, which multiplies by the token count in Eq. 6), "sum" their sum, "corpus" the share of
+                the document in the mean over all targets of all documents.
     """
 
     def __init__(
@@ -191,7 +193,7 @@ def check_vocabulary(documents: Sequence[Tokenized], vocabulary: int) -> None:
         ids = np.asarray(document.ids)
         if len(ids) and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
             raise DataError(
-                f"Token {int(ids.max())} of document {document.id!r} is outside the model's vocabulary of {vocabulary}",
+                f"Document {document.id!r} has token {int(ids.max())}, outside the vocabulary of {vocabulary}",
                 where=f"source {document.source}",
                 remedy="Tokenise the documents with the tokenizer that the model was trained with",
             )
@@ -208,7 +210,7 @@ def spread_over_sources(documents: Sequence[Tokenized], count: int) -> list[int]
     for index, document in enumerate(documents):
         if len(document.ids) > 1:
             groups.setdefault(document.source, []).append(index)
-    share = {name: 0 for name in sorted(groups)}
+    share = dict.fromkeys(sorted(groups), 0)
     left = min(count, sum(map(len, groups.values())))
     while left:
         for name in share:

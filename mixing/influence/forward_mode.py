@@ -1,4 +1,4 @@
-"""The exact reference: forward-mode derivatives of every token's loss (torch.func.jvp), all parameters at once."""
+"""The exact reference: forward-mode derivatives of every token's loss (torch.func.jvp)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mixing.influence.scorers import Vectors, named_for, weigh
 
 
 class ForwardMode:
-    """d/de loss(theta + e v) at e = 0. Nothing is approximated and no layer has to be known; 3 F for one direction.
+    """d/de loss(theta + e v) at e = 0. Nothing is approximated and no layer has to be known; 3 F for one
+    direction.
 
     Attention must be made of plain operations: use it within `adapter.plain_attention()`, as `score` does.
     """

@@ -1,10 +1,11 @@
-"""The ghost dot product: sum over layers of <output gradient, what the layer's output does along the direction>.
+"""The ghost dot product: sum over layers of <output gradient, what the layer's output does along the
+direction>.
 
-For a layer y = f(x; w) the gradient of a loss L with respect to w, multiplied with v, is <dL/dy, (df/dw) v>. A forward
-hook keeps x, a gradient hook receives dL/dy, and no gradient of a weight is ever made. For a matrix (df/dw) v = x V',
-so one direction costs a forward pass, half a backward pass (no weight gradients) and one product with V: 3 F exact,
-2 F and a little with V of low rank. Norms and any other layer that owns its parameters go through a forward-mode
-derivative of that layer alone, so they need not be known by kind.
+For a layer y = f(x; w) the gradient of a loss L with respect to w, multiplied with v, is <dL/dy, (df/dw)
+v>. A forward hook keeps x, a gradient hook receives dL/dy, and no gradient of a weight is ever made. For a
+matrix (df/dw) v = x V', so one direction costs a forward pass, half a backward pass (no weight gradients)
+and one product with V: 3 F exact, 2 F and a little with V of low rank. Norms and any other layer that owns
+its parameters go through a forward-mode derivative of that layer alone, so they need not be known by kind.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Matrix:
 
 
 def low_rank(matrix: Tensor, energy: float) -> Matrix:
-    """The smallest rank that keeps the share `energy` of the squared Frobenius norm; whole if that saves nothing."""
+    """The smallest rank that keeps the share `energy` of the squared norm; whole if that saves nothing."""
     rows, columns = matrix.shape
     tall = rows >= columns
     wide = matrix.double()
@@ -62,10 +63,10 @@ def low_rank(matrix: Tensor, energy: float) -> Matrix:
 class Ghost:
     """Hooks on every layer that owns a parameter of a direction. Rows must not share a batch row.
 
-    energy : None keeps the directions whole (exact); a share such as 0.999 replaces each matrix by the lowest rank that
-             keeps that share of its squared norm
-    Raises UnknownLayerError for parameters that no layer owns by itself, and for layers whose output is not one
-    tensor with the batch as first axis.
+    energy : None keeps the directions whole (exact); a share such as 0.999 replaces each matrix by the
+             lowest rank that keeps that share of its squared norm
+    Raises UnknownLayerError for parameters that no layer owns by itself, and for layers whose output is not
+    one tensor with the batch as first axis.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Ghost:
 
     @property
     def forwards(self) -> float:
-        """Forward, half a backward, and the products with the directions (low rank: by their share of the work)."""
+        """Forward, half a backward, and the products with the directions by their share of the work."""
         whole = sum(m.whole.numel() for ms in self._matrices for m in ms.values())
         if whole == 0:
             return 2.0 + self.count
@@ -203,9 +204,11 @@ class _Run:
 
     @torch.no_grad()
     def head(self, adapter: DecoderAdapter, hidden: Tensor) -> Tensor:
-        """Gradient of the loss with respect to the hidden states [B, T, D]; adds the output weight's own part.
+        """Gradient of the loss with respect to the hidden states [B, T, D]; adds the output weight's own
+        part.
 
-        With p the softmax and y the label of a token, dL/dz = p - onehot(y); <dL/dz, V h> for its chunk of tokens.
+        With p the softmax and y the label of a token, dL/dz = p - onehot(y); <dL/dz, V h> for its chunk of
+        tokens.
         """
         name, weight = adapter.model.output_weight_name, adapter.model.output_weight
         self.seen.add(name)

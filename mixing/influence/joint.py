@@ -2,8 +2,8 @@
 
     I_joint(x) = 1/C sum_c sum_t alpha_{c,t} benefit(x; theta_{c,t}),   alpha_{c,t} = step_t / sum_t step_t
 
-The paper adds the capabilities up; we take their mean, which changes no weight. Example: benefits 1 and 4 at steps 10
-and 30 make 1 * 0.25 + 4 * 0.75 = 3.25.
+The paper adds the capabilities up; we take their mean, which changes no weight. Example: benefits 1 and 4
+at steps 10 and 30 make 1 * 0.25 + 4 * 0.75 = 3.25.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def checkpoint_weights(
 ) -> dict[int, float]:
     """alpha of each step; they sum to 1.
 
-    "step" is the paper's rule, "learning_rate" is TracIn's (give the rate at each step), "last" keeps the last
-    checkpoint, a mapping gives the weights itself.
+    "step" is the paper's rule, "learning_rate" is TracIn's (give the rate at each step), "last" keeps the
+    last checkpoint, a mapping gives the weights itself.
 
     >>> checkpoint_weights([10, 30], "step")
     {10: 0.25, 30: 0.75}
@@ -44,7 +44,7 @@ def checkpoint_weights(
         missing = [s for s in steps if s not in given]
         if missing:
             raise RecipeError(
-                f"There is no {'weight' if isinstance(rule, Mapping) else 'learning rate'} for step {missing[0]}",
+                f"Step {missing[0]} has no {'weight' if isinstance(rule, Mapping) else 'learning rate'}",
                 where="influence.checkpoint_weights",
                 remedy="Give one for every checkpoint, or choose step or uniform",
             )
@@ -75,11 +75,12 @@ def joint_benefit(
 ) -> pa.Table:
     """Columns `document, source, tokens, benefit`, sorted by source and document.
 
-    table        : rows of one reference, as `score` and `influence_at_checkpoints` make them; the checkpoints may
-                   differ between capabilities (domain models), the documents may not
+    table        : rows of one reference, as `score` and `influence_at_checkpoints` make them; the
+                   checkpoints may differ between capabilities (domain models), the documents may not
     capabilities : those to average over, uniformly; all of the table by default
-    normalise    : "rms" divides the benefits at each checkpoint of each capability by their root mean square over all
-                   documents, so that no probe and no checkpoint outweighs others by the size of its gradients
+    normalise    : "rms" divides the benefits at each checkpoint of each capability by their root mean
+                   square over all documents, so that no probe and no checkpoint outweighs others by the
+                   size of its gradients
     Raises DataError when a document lacks a checkpoint, or has one twice.
     """
     present = sorted(set(table["capability"].to_pylist()))
@@ -118,9 +119,7 @@ def joint_benefit(
     )
 
 
-def _same_documents(
-    keys: list[tuple[str, str]], seen: Mapping[tuple[str, str], float], where: str
-) -> None:
+def _same_documents(keys: list[tuple[str, str]], seen: Mapping[tuple[str, str], float], where: str) -> None:
     repeated = len(keys) - len(set(keys))
     if repeated:
         raise DataError(

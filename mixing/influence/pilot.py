@@ -1,4 +1,4 @@
-"""How well an engine agrees with the exact reference on a few documents: measured in every run, stored with the result."""
+"""How well an engine agrees with the exact reference on a few documents; measured in every run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Agreement:
     """An engine against the reference on the pilot, the worst of the directions.
 
     pearson            : over all pilot documents
-    within_source      : pooled over sources, each centred on its own means; overall agreement alone hides engines
-                         that tell sources apart and nothing else
+    within_source      : pooled over sources, each centred on its own means; overall agreement alone hides
+                         engines that tell sources apart and nothing else
     signs              : share of equal signs
     signs_clear        : the same among benefits above a thousandth of their root mean square
     max_relative_error : largest error over the root mean square of the reference

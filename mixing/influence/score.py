@@ -1,7 +1,7 @@
 """Benefit of every document for every probe: `score(model, documents, directions)`.
 
-An engine is chosen by precision and number of directions and must first agree with the exact reference on a pilot;
-where it does not, the next one is taken, down to one backward pass for each document.
+An engine is chosen by precision and number of directions and must first agree with the exact reference on a
+pilot; where it does not, the next one is taken, down to one backward pass for each document.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Scores:
     """Benefits [n, k] of n documents for k probes; positive lowers the probe's loss.
 
     tokens : scored targets of each document, the s_x of Eq. 6
-    record : engine, reduction, precision, context, directions, pilot agreement and cost, for the JSON beside a table
+    record : engine, reduction, precision, context, directions, pilot agreement and cost, for the JSON
+             beside a table
     """
 
     documents: tuple[str, ...]
@@ -112,15 +113,16 @@ def score(
 ) -> Scores:
     """benefit(x) = grad L(x)' v for each document x and direction v.
 
-    reduction : L(x) is the "mean" over the document's targets (the paper's Eq. 6 then multiplies by their number)
-                or their "sum"
-    context   : rows of at most this many tokens; `windows` "first" scores the first row of a document only, "all"
-                scores all of it, later rows without what came before
-    engine    : "auto" takes central finite differences for one direction in float32 (2 F), low-rank or whole ghost
-                products for several or for bfloat16, and the next exact engine if the pilot disagrees. A named
-                engine is used whatever the pilot says; the agreement is stored.
+    reduction : L(x) is the "mean" over the document's targets (the paper's Eq. 6 then multiplies by their
+                number) or their "sum"
+    context   : rows of at most this many tokens; `windows` "first" scores the first row of a document only,
+                "all" scores all of it, later rows without what came before
+    engine    : "auto" takes central finite differences for one direction in float32 (2 F), low-rank or
+                whole ghost products for several or for bfloat16, and the next exact engine if the pilot
+                disagrees. A named engine is used whatever the pilot says; the agreement is stored.
     label     : shows progress under this name
-    Raises DataError for token ids outside the vocabulary, a direction that is zero, and losses that are not finite.
+    Raises DataError for token ids outside the vocabulary, a direction that is zero, and losses that are not
+    finite.
     """
     if engine not in ENGINES:
         raise RecipeError(f"There is no engine {engine!r}", remedy=f"Choose one of {', '.join(ENGINES)}")
@@ -231,7 +233,7 @@ class _Trial:
         return self._with_step("central" if name == "finite_difference" else "one")
 
     def _with_step(self, side: Side) -> FiniteDifference:
-        """A finite difference whose step is good enough on the first documents of the pilot, or else the best."""
+        """A finite difference whose step is good enough on a part of the pilot, or else the best."""
         if self.adapter.dtype not in STEPS:
             raise RecipeError(
                 f"A finite difference in {self.adapter.dtype} would measure rounding",

@@ -1,4 +1,4 @@
-"""What the engines share: a scorer gives, for each row of a batch, the derivative of its loss along each direction."""
+"""What the engines share: a scorer gives the derivative of each row's loss along each direction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UnknownLayerError(Exception):
 
 
 def score_plan(scorer: Scorer, plan: BatchPlan, directions: int, advance=None) -> np.ndarray:
-    """Derivatives of every document of `plan` along each direction, float64 [n, k], in the documents' order."""
+    """Derivatives of every document of `plan` along each direction, float64 [n, k], in their order."""
     total = np.zeros((len(plan.documents), directions))
     for batch in plan:
         values = scorer.rows(batch).cpu().numpy()
@@ -58,7 +58,7 @@ def weigh(tokens: Tensor, batch: RowBatch) -> Tensor:
 
 
 def named_for(adapter: LossAdapter, vectors: Vectors) -> Vectors:
-    """`vectors` with the names that the parameters have inside the adapter, as their own precision and device."""
+    """`vectors` under the names that the parameters have inside the adapter, in their precision."""
     own = adapter.named()
     return {f"model.{n}": v.to(device=own[n].device, dtype=own[n].dtype) for n, v in vectors.items()}
 

@@ -1,13 +1,16 @@
-"""`influence/summary.json`: the tables and weights of each reference model, and which one the mixture comes from.
+"""`influence/summary.json`: the tables and weights of each reference model, and which one the mixture comes
+from.
 
-A linear score can pay for noise: what a reference model has never seen has large gradients (METHODS 1.6 leaves this
-open). So the paper's protocol is tried first, and kept only if every source that is known to be noise ends below its
-uniform share; agreement with leave-one-out, where it is known, decides between those that pass.
+A linear score can pay for noise: what a reference model has never seen has large gradients (METHODS 1.6
+leaves this open). So the paper's protocol is tried first, and kept only if every source that is known to be
+noise ends below its uniform share; agreement with leave-one-out, where it is known, decides between those
+that pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from mixing.influence.joint import CheckpointRule, Normalise, joint_benefit
 from mixing.influence.pilot import pearson
 from mixing.influence.weights import (
     SourceWeight,
+    WeightMap,
     benefit_table,
     mixture_weights,
     positive_weights,
@@ -55,7 +59,7 @@ def summarise(
     if not tables:
         raise RecipeError("There is no reference model", where="influence", remedy="Score at least one")
     references: dict[str, Any] = {}
-    chance = {"resamples": resamples, "level": level, "seed": seed}
+    chance: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
     for name, table in tables.items():
         present = sorted(set(table["capability"].to_pylist()))
         options: dict[str, Any] = {"checkpoints": checkpoints, "normalise": normalise}
@@ -64,9 +68,9 @@ def summarise(
         sources = sorted(set(joint["source"].to_pylist()))
         start = dict(current) if current else dict.fromkeys(sources, 1.0 / len(sources))
         rows = benefit_table(by_capability, **chance)
-        maps = {
-            name: lambda rho: positive_weights(rho, floor),
-            name + BOUNDED: lambda rho, start=start: trust_region_weights(start, rho, trust_step),
+        maps: dict[str, WeightMap] = {
+            name: partial(positive_weights, floor=floor),
+            name + BOUNDED: partial(trust_region_weights, start, step=trust_step),
         }
         for entry, to_weights in maps.items():
             weights = mixture_weights(joint, to_weights, **chance)
@@ -88,7 +92,7 @@ def loud(weights: Sequence[SourceWeight], noise: Sequence[str]) -> list[str]:
 def loo_agreement(
     rows: Sequence[Mapping[str, Any]], effects: Sequence[Mapping[str, Any]]
 ) -> dict[str, float] | None:
-    """Spearman correlation across sources of benefit with leave-one-out effect, by capability; None without effects."""
+    """Rank correlation across sources of benefit and leave-one-out effect by capability; None without."""
     delta = {(e["source"], e["capability"]): e["delta"] for e in effects}
     found = {}
     for capability in sorted({row["capability"] for row in rows}):
@@ -128,11 +132,11 @@ def choose(references: Mapping[str, Mapping[str, Any]], noise: Sequence[str]) ->
         failing = [n for n in names if n not in passing]
         listed = ", ".join(sorted(noise))
         if not passing:
-            reason = f"every reference gives the noise ({listed}) its uniform share or more, read it with care"
-        elif failing:
             reason = (
-                f"it keeps the noise ({listed}) below its uniform share; {' and '.join(failing)} did not"
+                f"every reference gives the noise ({listed}) its uniform share or more, read it with care"
             )
+        elif failing:
+            reason = f"it keeps the noise ({listed}) below its uniform share; {' and '.join(failing)} did not"
         else:
             reason = f"the noise ({listed}) ends below its uniform share under every reference"
     if references[chosen]["agreement"]:

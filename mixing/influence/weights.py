@@ -1,12 +1,16 @@
-"""Eq. 6: from joint benefits to mixture weights, with bootstrap intervals; and a bounded step as the other map.
+"""Eq. 6: from joint benefits to mixture weights, with bootstrap intervals; and a bounded step as the other
+map.
 
-    rho_g = 1/N_g sum_{x in g} I_joint(x) s_x,   N_g = sum s_x over the scored documents of g,   w_g = rho_g / sum rho
+    rho_g = 1/N_g sum_{x in g} I_joint(x) s_x,   w_g = rho_g / sum rho
 
-The paper does not say what happens to a source with rho < 0: here it is clipped to zero and named. A density says where
-to move a little, not how far (it is a derivative); `trust_region_weights` moves that little.
+with s_x the scored tokens of x, and N_g their sum over the scored documents of source g.
 
-Example: two sources, benefits (2, 1) with tokens (1, 3) and (-1,) with (5,): rho = (2 + 3) / 4 = 1.25 and -1, so the
-weights are 1 and 0, the second clipped.
+The paper does not say what happens to a source with rho < 0: here it is clipped to zero and named. A
+density says where to move a little, not how far (it is a derivative); `trust_region_weights` moves that
+little.
+
+Example: two sources, benefits (2, 1) with tokens (1, 3) and (-1,) with (5,): rho = (2 + 3) / 4 = 1.25
+and -1, so the weights are 1 and 0, the second clipped.
 """
 
 from __future__ import annotations
@@ -54,9 +58,7 @@ def positive_weights(rho: Mapping[str, float], floor: float = 0.0) -> dict[str, 
     {'a': 0.75, 'b': 0.25, 'c': 0.0}
     """
     if floor < 0:
-        raise RecipeError(
-            f"The floor {floor} is negative", where="influence.floor", remedy="Give 0 or more"
-        )
+        raise RecipeError(f"The floor {floor} is negative", where="influence.floor", remedy="Give 0 or more")
     kept = {name: max(value, 0.0) for name, value in rho.items()}
     mean = sum(kept.values()) / len(kept)
     if mean == 0.0:
@@ -71,9 +73,9 @@ def trust_region_weights(
 ) -> dict[str, float]:
     """An exponentiated-gradient step from the `current` mixture, w ~ current * exp(step * z / 2).
 
-    z is the density in standard deviations over the sources, weighted by the current mixture, and is cut at 2, so that
-    before normalisation no weight changes by more than a factor exp(step). Only the order and the relative
-    distances of the densities count, not their unit. Score again at the new mixture to go on.
+    z is the density in standard deviations over the sources, weighted by the current mixture, and is cut at
+    2, so that before normalisation no weight changes by more than a factor exp(step). Only the order and
+    the relative distances of the densities count, not their unit. Score again at the new mixture to go on.
 
     >>> trust_region_weights({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 0.0}, step=0.0)
     {'a': 0.5, 'b': 0.5}
@@ -106,13 +108,16 @@ def mixture_weights(
     level: float = 0.9,
     seed: int = 0,
 ) -> list[SourceWeight]:
-    """Eq. 6 on the joint benefits (`document, source, tokens, benefit`), one entry per source in the order of names.
+    """Eq. 6 on the joint benefits (`document, source, tokens, benefit`), one entry per source in the order
+    of names.
 
-    Intervals are percentiles at `level` over bootstrap resamples of documents within each source; all sources are
-    resampled together for the weights, which depend on each other.
+    Intervals are percentiles at `level` over bootstrap resamples of documents within each source; all
+    sources are resampled together for the weights, which depend on each other.
     """
     rho = densities(joint)
-    drawn = {name: bootstrap_density(b, s, name, seed, resamples) for name, (b, s) in _by_source(joint).items()}
+    drawn = {
+        name: bootstrap_density(b, s, name, seed, resamples) for name, (b, s) in _by_source(joint).items()
+    }
     weights = to_weights(rho)
     weights_drawn: dict[str, list[float]] = {name: [] for name in rho}
     for at in range(resamples):
@@ -155,7 +160,7 @@ def benefit_table(
 def bootstrap_density(
     benefit: np.ndarray, tokens: np.ndarray, source: str, seed: int, resamples: int
 ) -> np.ndarray:
-    """Densities of `resamples` draws of documents with replacement; the draw depends on seed and source alone."""
+    """Densities of `resamples` draws with replacement; the draw depends on seed and source alone."""
     stream = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
     picks = np.random.default_rng([seed, stream]).integers(0, len(benefit), size=(resamples, len(benefit)))
     counted = np.maximum(tokens[picks].sum(1), 1)
@@ -163,7 +168,7 @@ def bootstrap_density(
 
 
 def interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    """The central percentiles of `values` that hold the share `level`; nan-free, (nan, nan) is never returned."""
+    """The central percentiles of `values` that hold the share `level`."""
     if len(values) == 0:
         raise RecipeError(
             "An interval needs resamples", where="influence.resamples", remedy="Give a positive number"

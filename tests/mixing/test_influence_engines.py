@@ -16,8 +16,8 @@ VOCABULARY = 61
 
 
 def decoder(tied: bool = True, **changes) -> Decoder:
-    settings = dict(vocab_size=VOCABULARY, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48)
-    model = Decoder(ModelConfig(**settings, tied=tied, **changes)).init_weights(3)
+    config = ModelConfig(VOCABULARY, 32, 2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, tied=tied, **changes)
+    model = Decoder(config).init_weights(3)
     with (
         torch.no_grad()
     ):  # gains and biases away from where they start, so that their gradients are of general kind
@@ -111,7 +111,8 @@ def test_exact_engines_equal_one_gradient_per_document(name: str, engine: str) -
         model, docs, dict(enumerate(vectors)), engine=engine, batch_tokens=80, pilot_documents=0
     ).benefit
     expected = oracle(model, docs, vectors)
-    # transformers' Llama takes its norms and its eager softmax in float32 whatever the precision of its weights.
+    # transformers' Llama takes its norms and its eager softmax in float32 whatever the precision of its
+    # weights.
     tolerance = 1e-6 if "llama" in name else 1e-9
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
@@ -257,7 +258,7 @@ def test_model_is_left_as_it_was() -> None:
 def test_documents_that_cannot_be_scored() -> None:
     model = decoder()
     direction = {"v": random_direction(model, 1)}
-    with pytest.raises(DataError, match="outside the model's vocabulary of 61"):
+    with pytest.raises(DataError, match="outside the vocabulary of 61"):
         score(model, [SampleDocument("x", "a", np.array([1, 61]))], direction)
     result = score(model, [*documents(3), SampleDocument("empty", "a", np.array([1]))], direction)
     assert result.tokens[-1] == 0 and result.benefit[-1, 0] == 0
