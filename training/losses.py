@@ -1,12 +1,12 @@
 """Losses over the vocabulary that never hold tokens x vocabulary numbers.
 
-Each takes hidden states [N, D] and the output weight [V, D] and walks over the tokens in chunks: the logits of one
-chunk are made, reduced and (where a gradient is wanted) turned into their gradient in place, then dropped. Softmax,
-sums and the weight's gradient are float32 (float64 for float64 input); under `torch.autocast` the matrix products are
-in autocast's precision.
+Each takes hidden states [N, D] and the output weight [V, D] and walks over the tokens in chunks: the logits
+of one chunk are made, reduced and (where a gradient is wanted) turned into their gradient in place, then
+dropped. Softmax, sums and the weight's gradient are float32 (float64 for float64 input); under
+`torch.autocast` the matrix products are in autocast's precision.
 
-These functions are `torch.autograd.Function`s: reverse mode, once. For forward-mode AD (`torch.func.jvp`), `vmap` and
-second derivatives use `plain_cross_entropy`, which is the same loss made of ordinary operations.
+These functions are `torch.autograd.Function`s: reverse mode, once. For forward-mode AD (`torch.func.jvp`),
+`vmap` and second derivatives use `plain_cross_entropy`, the same loss made of ordinary operations.
 Distances to a teacher live in training.distillation.
 """
 
@@ -25,8 +25,8 @@ IGNORED = -100
 CHUNK_LOGITS = 1 << 25  # logits of one chunk when `chunk` is not given: 128 MiB in float32
 
 Reduction = Literal["sum", "mean", "none"]
-# An objective sees the float32 logits [C, V] of the tokens `rows`, which it may overwrite, and returns their values
-# [C, K] and, given the gradient with respect to those values [C, K], the gradient with respect to the logits [C, V].
+# An objective sees the float32 logits [C, V] of the tokens `rows`, which it may overwrite, and returns their
+# values [C, K] and, given the gradient of those values [C, K], the gradient of the logits [C, V].
 Objective = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
@@ -44,14 +44,15 @@ def linear_cross_entropy(
     hidden [N, D], weight [V, D], labels int64 [N], -100 = ignored
     chunk     : tokens per chunk; by default as many as make 2**25 logits. Does not change the result.
     z_loss    : adds z_loss * logsumexp(logits)**2 to each token (PaLM, section 5)
-    reduction : "sum" over the labelled tokens, their "mean", or "none": one loss per token [N], 0 where ignored
+    reduction : "sum" over the labelled tokens, their "mean", or "none": a loss per token [N], 0 if ignored
 
     "sum" and "mean" compute the gradients during the forward pass, and keep [N, D] and [V, D] numbers for the
     backward; "none" keeps nothing and computes the logits again. Raises DataError when a label is outside the
-    vocabulary, and for "mean" when every label is ignored. A perfect guess among V equals costs log V:
+    vocabulary, and for "mean" when every label is ignored. A guess among V equals costs log V, here 2 log 8:
 
-    >>> linear_cross_entropy(torch.zeros(3, 2), torch.ones(8, 2), torch.tensor([1, -100, 5])).item()  # 2 log 8
-    4.158883094787598
+    >>> loss = linear_cross_entropy(torch.zeros(3, 2), torch.ones(8, 2), torch.tensor([1, -100, 5]))
+    >>> round(loss.item(), 4)
+    4.1589
     """
     rows = labelled_rows(labels, weight.shape[0])
     if reduction == "mean" and len(rows) == 0:
@@ -68,8 +69,8 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each label and entropy of its distribution, in nats: (logp [N], entropy [N]).
 
-    Both are of softmax(hidden @ weight.T / temperature), 0 where the label is -100, and both can be differentiated;
-    the backward computes the logits again.
+    Both are of softmax(hidden @ weight.T / temperature), 0 where the label is -100, and both can be
+    differentiated; the backward computes the logits again.
     """
     rows = labelled_rows(labels, weight.shape[0])
 
@@ -95,9 +96,9 @@ def plain_cross_entropy(
 ) -> Tensor:
     """`linear_cross_entropy` from ordinary operations, holding all N x V logits.
 
-    Goes through `torch.func` (jvp, vjp, vmap, hessians) and is the oracle of the chunked one. hidden [..., D] and
-    labels [...] may have any leading shape. It reads no value of a tensor, so labels are not checked, and the
-    "mean" of no labels is 0 / 0.
+    Goes through `torch.func` (jvp, vjp, vmap, hessians) and is the oracle of the chunked one. hidden [..., D]
+    and labels [...] may have any leading shape. It reads no value of a tensor, so labels are not checked, and
+    the "mean" of no labels is 0 / 0.
     """
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -113,8 +114,8 @@ def plain_cross_entropy(
 def labelled_rows(labels: Tensor, vocabulary: int) -> Tensor:
     """Indices int64 [n] of the labels that are not ignored; DataError if one is outside the vocabulary.
 
-    One look at the labels per call (on a GPU one synchronisation) saves the products of every ignored token, and
-    turns an illegal label into a sentence instead of a device-side assertion.
+    One look at the labels per call (on a GPU one synchronisation) saves the products of every ignored token,
+    and turns an illegal label into a sentence instead of a device-side assertion.
     """
     rows = (labels != IGNORED).nonzero()[:, 0]
     if len(rows):
@@ -145,7 +146,7 @@ def chunk_tokens(chunk: int | None, weight: Tensor) -> int:
 def chunked_values(
     hidden: Tensor, weight: Tensor, rows: Tensor, objective: Objective, columns: int, chunk: int | None
 ) -> Tensor:
-    """Values [N, columns] of `objective` at `rows` and 0 elsewhere, differentiable in `hidden` and `weight`."""
+    """Values [N, columns] of `objective` at `rows`, 0 elsewhere; differentiable in `hidden` and `weight`."""
     return _ChunkedValues.apply(hidden, weight, rows, objective, columns, chunk_tokens(chunk, weight))
 
 
@@ -166,7 +167,7 @@ def _cross_entropy_objective(labels: Tensor, z_loss: float) -> Objective:
 
 
 def wide_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight.T, multiplied in the precision of its arguments, as at least float32, owned by the caller."""
+    """hidden @ weight.T, multiplied in the arguments' precision and returned as float32 or more."""
     logits = hidden @ weight.T
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -198,7 +199,7 @@ class _Walk:
     def gradients(
         self, grad: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Sum of the values, d / d hidden and d / d weight, for the gradient `grad` [N or 1, K] of the values."""
+        """Sum of the values, and d / d hidden, d / d weight for the values' gradient `grad` [N or 1, K]."""
         wide = self._wide()
         total = self.hidden.new_zeros((), dtype=wide)
         grad_hidden = torch.zeros_like(self.hidden) if wanted[0] else None

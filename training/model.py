@@ -1,6 +1,6 @@
 """One Llama-family decoder whose few switches cover MobileLLM-R1, Llama 3, SmolLM2, Qwen2.5 and Qwen3.
 
-The module names are those of Hugging Face checkpoints, so that training.huggingface only has to rename prefixes.
+The module names are those of Hugging Face checkpoints, so that training.huggingface only renames prefixes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Family = Literal["llama4_text", "llama", "qwen2", "qwen3"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and switches of a decoder; the defaults are those of MobileLLM-R1 (arXiv 2509.24945, released weights).
+    """Shape and switches of a decoder; the defaults are MobileLLM-R1's (arXiv 2509.24945, released weights).
 
     vocab_size, dim, layers, heads, kv_heads, head_dim, ffn_dim : sizes; `heads` is a multiple of `kv_heads`
     rope_theta, rope_style, rope_scaling : rotary positions, see training.attention
-    qk_norm  : "l2_after_rope" divides queries and keys by their root mean square after the rotation, without a
-               weight (MobileLLM-R1); "rms_before_rope" is Qwen3's learned RMS norm before it
+    qk_norm  : "l2_after_rope" divides queries and keys by their root mean square after the rotation, without
+               a weight (MobileLLM-R1); "rms_before_rope" is Qwen3's learned RMS norm before it
     qkv_bias : Qwen2.5's biases on the three input projections
     tied     : the output weight is the embedding
     family   : the Hugging Face model type under which it is exported
@@ -101,10 +101,10 @@ class ModelConfig:
         return embeddings + self.layers * (attention + 3 * self.dim * self.ffn_dim + norms) + self.dim
 
     def flops_per_token(self, context: int) -> float:
-        """Floating-point operations to train on one token of rows of `context` tokens, the output head included.
+        """Floating-point operations to train on one token of rows of `context` tokens, output head included.
 
-        Six per parameter that is multiplied (a look-up in an untied embedding is not), and 6 L H d `context` for
-        causal attention, in which a token reads half of the row on average. A forward pass alone is a third.
+        Six per parameter that is multiplied (a look-up in an untied embedding is not), and 6 L H d `context`
+        for causal attention, in which a token reads half of the row on average. A forward pass is a third.
         """
         multiplied = self.parameters() - (0 if self.tied else self.vocab_size * self.dim)
         return 6.0 * multiplied + 6.0 * self.layers * self.heads * self.head_dim * context
@@ -132,7 +132,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned gain, computed in float32 or more; returns the input's precision."""
+    """Root-mean-square norm with a learned gain, computed in float32 or more."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class FeedForward(nn.Module):
 
 @dataclass(frozen=True)
 class Flow:
-    """What every layer of one forward pass shares: the rotation, the mask (None = causal), the kernel, the cache."""
+    """What the layers of one forward pass share: rotation, mask (None = causal), kernel and cache."""
 
     cos: Tensor
     sin: Tensor
@@ -223,9 +223,9 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The model: tokens in, hidden states out; logits are made by the losses, in chunks, or by `logits`.
 
-    Parameters stay in the precision they have (float32); run it under `torch.autocast(device, torch.bfloat16)` for
-    bfloat16 products: the residual stream, norms, rotations and softmax then stay in float32. `model.double()` works.
-    `attention` may be set to "sdpa", "eager" (needed for forward-mode AD and vmap) or "auto" at any time.
+    Parameters stay in the precision they have (float32). Under `torch.autocast(device, torch.bfloat16)` the
+    matrix products run in bfloat16; residual stream, norms, rotations and softmax stay in float32.
+    `attention` may be set to "sdpa", "eager" (for forward-mode AD and vmap) or "auto" at any time.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -249,11 +249,11 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab_size] of hidden states [..., dim]. Large: prefer training.losses for training."""
+        """Logits [..., vocab_size] of hidden states [..., dim]. Large: to train, use training.losses."""
         return F.linear(hidden, self.output_weight)
 
     def init_weights(self, seed: int) -> Decoder:
-        """Draw every matrix from N(0, initializer_range^2) by `seed` alone; gains become 1, biases 0. Returns self.
+        """Draw every matrix from N(0, initializer_range^2) by `seed` alone; gains 1, biases 0. Returns self.
 
         The draw is made on the CPU in float32, so that every machine starts from the same numbers.
         """
@@ -268,7 +268,7 @@ class Decoder(nn.Module):
         return self
 
     def new_cache(self, rows: int, max_tokens: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty decoding cache for `rows` rows of at most `max_tokens` tokens, prompt and answer together."""
+        """An empty decoding cache: `rows` rows of at most `max_tokens` tokens, prompt and answer together."""
         weight = self.embed_tokens.weight
         shape = (self.config.layers, rows, self.config.kv_heads, max_tokens, self.config.head_dim)
         keys, values = (
@@ -299,7 +299,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(input_ids)
         keys = tokens if cache is None else cache.used + tokens
         cos, sin = rotation(positions, self.frequencies, x.dtype)
-        flow = Flow(cos, sin, mask, choose_attention(self.attention, x.device, keys), cache)
+        flow = Flow(cos, sin, mask, choose_attention(self.attention, x.device, tokens, keys), cache)
         for index, layer in enumerate(self.layers):
             x = layer(x, flow, index)
         if cache is not None:
