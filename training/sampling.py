@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curation.errors import DataError, RecipeError
+from curation.errors import DataError
 
 BLOCK = 256
 _WORDS_PER_COUNT = 4  # Philox4x64 gives four 64-bit words for each count, and one double takes one word
@@ -62,40 +62,32 @@ class UniformStreams:
 def choose_tokens(
     logits: Tensor, uniforms: Tensor | None, *, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [n] and their log-probabilities float32 [n] (nats) from logits [n, V].
+    """Tokens int64 [n] and the log-probabilities float32 [n, V] (nats) of all tokens, from logits [n, V].
 
-    temperature 0 (or no `uniforms`) takes the most likely token, the smallest id among equals, and its
-    log-probability at temperature 1. Otherwise the token is the inverse CDF of softmax(logits / temperature)
-    at `uniforms` float64 [n]; `top_p` < 1 first keeps the fewest tokens that hold that much probability.
-    The log-probability is at the sampling temperature and *before* top-p, as the loss recomputes it: with
-    top_p < 1 the sampler is therefore not exactly the policy that is trained, and the gradient is biased.
+    temperature 0 (or no `uniforms`) takes the most likely token, the smallest id among equals, with
+    log-probabilities at temperature 1. Otherwise the token is the inverse CDF of softmax(logits /
+    temperature) at `uniforms` float64 [n]; `top_p` < 1 first keeps the fewest tokens that hold that much
+    probability. The log-probabilities are at the sampling temperature and *before* top-p, as the loss
+    recomputes them: with top_p < 1 the sampler is therefore not exactly the policy that is trained, and the
+    gradient is biased. Raises DataError when logits are not numbers.
 
     >>> choose_tokens(torch.tensor([[0.0, 0.0]]).repeat(3, 1), torch.tensor([0.0, 0.49, 0.51]))[0].tolist()
     [0, 0, 1]
     """
-    if not bool(torch.isfinite(logits).any(1).all()) or bool(torch.isnan(logits).any()):
+    logits = logits.float()
+    logprobs = torch.log_softmax(logits if temperature == 0 or uniforms is None else logits / temperature, -1)
+    if bool(torch.isnan(logprobs).any()):
         raise DataError(
             "The model gives logits that are not numbers",
             where="sampling",
             remedy="The weights have probably diverged; lower the learning rate and start anew",
         )
-    logits = logits.float()
     if temperature == 0 or uniforms is None:
-        tokens = logits.argmax(-1)
-        return tokens, _chosen(torch.log_softmax(logits, -1), tokens)
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise RecipeError(
-            f"Sampling needs temperature >= 0 and 0 < top_p <= 1, not {temperature} and {top_p}",
-            where="rollout",
-        )
-    logprobs = torch.log_softmax(logits / temperature, -1)
-    probabilities = (
-        logprobs.double().exp()
-    )  # a float32 sum over a large vocabulary is off by more than rare tokens
+        return logits.argmax(-1), logprobs
+    probabilities = logprobs.double().exp()  # a float32 sum over a large vocabulary loses rare tokens
     if top_p < 1:
         probabilities = _nucleus(probabilities, top_p)
-    tokens = inverse_cdf(probabilities, uniforms)
-    return tokens, _chosen(logprobs, tokens)
+    return inverse_cdf(probabilities, uniforms), logprobs
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -117,10 +109,6 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Zero all but the fewest most likely tokens whose probability sums to at least `top_p`."""
-    ordered, order = probabilities.sort(-1, descending=True, stable=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     return torch.zeros_like(probabilities).scatter(-1, order, torch.where(before < top_p, ordered, 0.0))
-
-
-def _chosen(logprobs: Tensor, tokens: Tensor) -> Tensor:
-    return logprobs.gather(-1, tokens[:, None])[:, 0]

@@ -25,8 +25,8 @@ _NAMED = re.compile(r"^[A-Za-z](?:\([A-Za-z]\))?=(?=[^=]+$)")
 _WORDS = {
     "\\left": "", "\\right": "", "\\displaystyle": "", "\\(": "", "\\)": "", "\\[": "", "\\]": "",
     "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\times": "*", "\\cdot": "*",
-    "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "**": "^", "\\%": "%", "\\$": "", "$": "", "£": "",
-    "€": "", "^\\circ": "", "^{\\circ}": "", "°": "", "{,}": ",",
+    "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "**": "^", "\\%": "%", "\\$": "", "$": "",
+    "£": "", "€": "", "^\\circ": "", "^{\\circ}": "", "°": "", "{,}": ",",
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ class _NotRational(Exception):
 
 
 class _Parser:
-    """Recursive descent: sum = product {(+|-) product}, product = signed {(*|/) signed}, power = atom [^ it]."""
+    """sum = product {(+|-) product}, product = power {(*|/) power}, power = atom [^ it]."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth = text, 0, 0
