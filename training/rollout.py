@@ -186,8 +186,8 @@ def roll_out(
     for prompt in prompts:
         if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
             what = (
-                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the model "
-                f"reads {model.config.max_positions}"
+                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the "
+                f"model reads {model.config.max_positions}"
             )
             raise DataError(
                 what if prompt.ids else "The prompt is empty",
