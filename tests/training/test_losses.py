@@ -203,3 +203,16 @@ def test_distances_to_oneself_are_zero_and_impossible_tokens_are_survived():
         linear_jensen_shannon(hidden, weight, hidden, weight, beta=1.5)
     with pytest.raises(DataError, match="Every label"):
         linear_reverse_kl(hidden, weight, hidden, weight, torch.full((N,), -100), reduction="mean")
+
+
+def test_recomputed_gradients_have_the_precision_of_the_forward():
+    """The backward of "none", run outside autocast, makes the bfloat16 products that "sum" made inside."""
+    hidden, weight, labels = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        at_once = linear_cross_entropy(hidden, weight, labels, chunk=4)
+        each = linear_cross_entropy(hidden, weight, labels, chunk=4, reduction="none")
+    expected = torch.autograd.grad(at_once, (hidden, weight))
+    for ours, theirs in zip(torch.autograd.grad(each.sum(), (hidden, weight)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), hidden)[0]
+    assert not torch.equal(exact, expected[0])
