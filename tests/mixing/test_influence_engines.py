@@ -56,8 +56,10 @@ def gpt2() -> GPT2LMHeadModel:
 
 MODELS = {
     "tied": lambda: decoder(),
-    "untied with biases": lambda: decoder(tied=False, qkv_bias=True, qk_norm="none", rope_style="half"),
-    "learned qk norm": lambda: decoder(qk_norm="rms_before_rope"),
+    "untied with biases": lambda: decoder(
+        tied=False, qkv_bias=True, qk_norm="none", rope_style="half", family="qwen2"
+    ),
+    "learned qk norm": lambda: decoder(qk_norm="rms_before_rope", rope_style="half", family="qwen3"),
     "llama tied": lambda: llama(True),
     "llama untied": lambda: llama(False),
     "gpt2": gpt2,
@@ -258,7 +260,7 @@ def test_model_is_left_as_it_was() -> None:
 def test_documents_that_cannot_be_scored() -> None:
     model = decoder()
     direction = {"v": random_direction(model, 1)}
-    with pytest.raises(DataError, match="outside the vocabulary of 61"):
+    with pytest.raises(DataError, match="outside the 61 of the model"):
         score(model, [SampleDocument("x", "a", np.array([1, 61]))], direction)
     result = score(model, [*documents(3), SampleDocument("empty", "a", np.array([1]))], direction)
     assert result.tokens[-1] == 0 and result.benefit[-1, 0] == 0
