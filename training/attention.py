@@ -12,7 +12,7 @@ from torch import Tensor
 
 Attention = Literal["auto", "sdpa", "eager"]
 
-# Up to this many keys, matrix products and a softmax beat torch's attention on a CPU. Measured with torch 2.13
+# Up to this many keys, matrix products and a softmax beat torch attention on a CPU. Measured with torch 2.13
 # on one thread of a Zen 5 core, forward and backward of 4 layers of width 256 in bfloat16, block mask:
 # 6.1k against 5.0k tokens/s at 128 keys, 5.9k / 4.6k at 256, 3.6k / 4.4k at 512; float32 is level up to 256.
 EAGER_CPU_KEYS = 256

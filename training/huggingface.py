@@ -77,7 +77,7 @@ def save_huggingface(
 def load_huggingface(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Decoder:
     """Read a Hugging Face folder (safetensors, one file or shards) into a Decoder of `dtype` parameters.
 
-    Raises DataError naming the file or tensor when something is missing, of another shape, or a feature of the
+    Raises DataError naming the file or tensor when a part is missing or of another shape, or a feature of the
     checkpoint is not one of the decoder's.
     """
     folder = Path(folder)
@@ -133,7 +133,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     if config.family == "llama":
         described["mlp_bias"] = False
     elif config.family == "llama4_text":
-        # Left to themselves, these make every fourth layer position-free, every layer a mixture of experts and
+        # Left to themselves, these make every fourth layer position-free, each layer a mixture of experts and
         # attention local to chunks of 8192.
         described |= {
             "intermediate_size_mlp": config.ffn_dim,

@@ -60,7 +60,7 @@ def linear_cross_entropy(
     objective = _cross_entropy_objective(labels, z_loss)
     if reduction == "none":
         return chunked_values(hidden, weight, rows, objective, 1, chunk)[:, 0]
-    total = _ChunkedSum.apply(hidden, weight, rows, objective, chunk_tokens(chunk, weight))
+    total = chunked_sum(hidden, weight, rows, objective, chunk)
     return total / len(rows) if reduction == "mean" else total
 
 
@@ -148,6 +148,13 @@ def chunked_values(
 ) -> Tensor:
     """Values [N, columns] of `objective` at `rows`, 0 elsewhere; differentiable in `hidden` and `weight`."""
     return _ChunkedValues.apply(hidden, weight, rows, objective, columns, chunk_tokens(chunk, weight))
+
+
+def chunked_sum(
+    hidden: Tensor, weight: Tensor, rows: Tensor, objective: Objective, chunk: int | None
+) -> Tensor:
+    """Sum of `objective` over `rows`; its gradients are computed on the way, so the backward is free."""
+    return _ChunkedSum.apply(hidden, weight, rows, objective, chunk_tokens(chunk, weight))
 
 
 def _cross_entropy_objective(labels: Tensor, z_loss: float) -> Objective:

@@ -28,6 +28,18 @@ RopeStyle = Literal["interleaved", "half"]
 QKNorm = Literal["none", "l2_after_rope", "rms_before_rope"]
 Family = Literal["llama4_text", "llama", "qwen2", "qwen3"]
 
+# What the Hugging Face class of a family can express; refused when a model is made, not when it is exported.
+FAMILY_SWITCHES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama4_text": {
+        "rope_style": ("interleaved",),
+        "qk_norm": ("l2_after_rope", "none"),
+        "qkv_bias": (False,),
+    },
+    "llama": {"rope_style": ("half",), "qk_norm": ("none",), "qkv_bias": (False,)},
+    "qwen2": {"rope_style": ("half",), "qk_norm": ("none",), "qkv_bias": (True,)},
+    "qwen3": {"rope_style": ("half",), "qk_norm": ("rms_before_rope",), "qkv_bias": (False,)},
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -87,6 +99,21 @@ class ModelConfig:
                 where="model.head_dim",
                 remedy="Make it even",
             )
+
+        wanted = FAMILY_SWITCHES.get(self.family)
+        if wanted is None:
+            raise RecipeError(
+                f"There is no model family {self.family!r}",
+                where="model.family",
+                remedy=f"Choose one of {', '.join(FAMILY_SWITCHES)}",
+            )
+        for name, allowed in wanted.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(
+                    f"A {self.family} model cannot have {name} = {getattr(self, name)!r}",
+                    where=f"model.{name}",
+                    remedy=f"Set it to {' or '.join(map(repr, allowed))}, or change the family",
+                )
 
     def parameters(self) -> int:
         """Number of trainable numbers; a tied output weight counts once.
