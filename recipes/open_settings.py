@@ -73,7 +73,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
         ),
         (
             "negative source sums",
-            f"{influence.weights}, floor {influence.floor:g} of uniform",
+            f"set to 0, floor {influence.floor:g} of uniform",
             "unstated; Eq. 6 has no weights then",
             "Clipped sources are named.",
         ),

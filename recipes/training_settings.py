@@ -79,30 +79,30 @@ class InfluenceSettings(Settings):
     )
     """Models whose checkpoints are asked: `domain_models` is the paper's protocol; `uniform_proxy` asks one model
     trained on the uniform mixture, as section 6 of the paper does in mid-training."""
-    choose: Literal["domain_models", "uniform_proxy", "auto"] = "auto"
-    """Which reference makes the mixture; `auto` is the paper's, unless it pays a source without capability
-    more than its uniform share."""
+    choose: Literal["auto", "domain", "domain, bounded step", "uniform", "uniform, bounded step"] = "auto"
+    """Which weights make the mixture: Eq. 6 at the domain models (`domain`) or at the uniform proxy (`uniform`), or a
+    bounded step from the uniform mixture. `auto`: of those that keep every source without a capability below its
+    uniform share, the one that agrees best with leave-one-out."""
     checkpoints: Count = 10
     """T, evenly spaced (paper: 10)."""
-    checkpoint_weights: Literal["step", "learning_rate", "uniform"] = "step"
+    checkpoint_weights: Literal["step", "uniform"] = "step"
     """alpha of Eq. 5 (paper: proportional to the step)."""
-    preconditioner: Literal["identity", "adam", "datainf"] = "adam"
+    preconditioner: Literal["identity", "adam", "datainf", "ekfac"] = "adam"
     """P of v = P^-1 grad L(probe); the paper names AutoMixer, which is known to use DataInf."""
     documents_per_source: Count = 200
     probe_documents: Count = 200
     """Probe documents behind one direction."""
     context: Count = 256
-    weights: Literal["clipped", "trust_region"] = "clipped"
-    """`clipped` is Eq. 6 with negative sums set to 0; `trust_region` is a bounded step from the uniform mixture."""
+    bounded_step: Positive = 1.0
+    """Largest change of a log weight in the bounded step."""
     floor: Share = 0.0
     """Least weight of a source, as a share of its uniform weight."""
 
     @model_validator(mode="after")
     def _choice_is_computed(self) -> InfluenceSettings:
-        if self.choose != "auto" and self.choose not in self.references:
-            raise ValueError(f"`choose: {self.choose}` is not among `references: {self.references}`")
-        if self.choose == "auto" and "domain_models" not in self.references:
-            raise ValueError("`choose: auto` starts from `domain_models`, which is not among `references`")
+        needed = {"domain": "domain_models", "uniform": "uniform_proxy"}.get(self.choose.split(",")[0])
+        if needed is not None and needed not in self.references:
+            raise ValueError(f"`choose: {self.choose}` needs `{needed}` among `references`")
         return self
 
 
