@@ -176,8 +176,8 @@ def _last_digit(random: Random) -> Worked:
         f"Only the last digit {digit} matters.",
         f"Its powers end in {', '.join(map(str, cycle))} and then repeat.",
         f"The first of them stands at place 0, so the power {power} stands at {power} - 1 = {power - 1}.",
-        f"Without whole cycles of {len(cycle)} that is {power - 1} - {(power - 1) // len(cycle)} * {len(cycle)} "
-        f"= {(power - 1) % len(cycle)}, where the digit is {answer}.",
+        f"Without whole cycles of {len(cycle)} that is {power - 1} - {(power - 1) // len(cycle)} "
+        f"* {len(cycle)} = {(power - 1) % len(cycle)}, where the digit is {answer}.",
     )
     return Worked(question, steps, answer)
 

@@ -146,7 +146,10 @@ def test_a_known_problem_stays_what_it_is() -> None:
     assert word_problem(0, 0).question == KNOWN
 
 
-KNOWN = "At the garden a coupon buys 15 points. Chioma brings 268 coupons, and 1 points are kept as a charge. How many points does Chioma get?"
+KNOWN = (
+    "At the garden a coupon buys 15 points. Chioma brings 268 coupons, and 2 points are kept as"
+    " a charge. How many points does Chioma get?"
+)
 
 
 def test_text_and_chat() -> None:
