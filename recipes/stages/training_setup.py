@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from recipes.pipeline import Run
 from recipes.schema import Recipe
@@ -79,3 +83,14 @@ def token_folders(run: Run) -> dict[str, Path]:
 def available_tokens(run: Run) -> dict[str, int]:
     """Training tokens of each source."""
     return {name: TokenSource.open(folder).total_tokens for name, folder in token_folders(run).items()}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread, so that the bits of a result do not depend on the machine's number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
