@@ -341,6 +341,5 @@ def _refuse_non_finite(loss: float, norm: float, step: int, rate: float) -> None
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
     raise DataError(
         f"The {what} at step {step} (learning rate {rate:.3g}); the update was not made",
-        where=f"step {step}",
         remedy="Lower learning_rate or lengthen the warm-up, and look at what the step reads (data show)",
     )

@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
         return real(model, batch, **options) * (float("nan") if len(seen) == 4 else 1.0)
 
     monkeypatch.setattr(loop, "accumulate_gradients", broken)
-    with pytest.raises(DataError, match=r"loss is nan at step 4 \(learning rate 0.00"):
+    with pytest.raises(DataError, match=r"loss is nan at step 4 \(learning rate 0.01"):
         train(CONFIG, make_order(), replace(SETTINGS, checkpoint_steps=(3,)), tmp_path / "out")
     before = load_checkpoint_model(tmp_path / "out/checkpoints/step-3")
     for ours, kept in zip(seen[-1].parameters(), before.parameters(), strict=True):
