@@ -25,7 +25,7 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# A turn runs from its role token to the next; only the assistant's ends with <|eos|>, for it must learn to stop.
+# A turn runs from its role token to the next. Only the assistant's ends with <|eos|>: it must learn to stop.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = """\
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path | str) -> PreTrainedTokenizerFast:
     """Learn a byte-level BPE of at most `vocab_size` tokens (special ones included), save it and return it.
 
-    Any text survives encoding and decoding unchanged. A small corpus may give fewer tokens than asked for. The
+    Any text survives encoding and decoding unchanged. A small corpus may give fewer tokens than asked. The
     same texts give the same bytes on disk. Encoding adds <|bos|> unless told `add_special_tokens=False`.
     Raises RecipeError when `vocab_size` does not hold the 256 bytes and the special tokens.
     """
@@ -134,7 +134,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
 
 
 def _as_content(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
-    """The same tokenizer in which `tokens` are whole but not special. (Its trainer makes all of them special.)"""
+    """The same tokenizer in which `tokens` are whole but not special. (The trainer makes all special.)"""
     described = json.loads(tokenizer.to_str())
     for added in described["added_tokens"]:
         added["special"] = added["content"] not in tokens
