@@ -1,10 +1,11 @@
-"""One step of GRPO between sampling and the optimizer: shaped rewards, advantages, weights, and the gradient."""
+"""One step of GRPO between sampling and the optimizer: rewards, advantages, weights, and the gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ class ObjectiveSettings:
     clip_low, clip_high   : matter only with more than one update per step
     kl_coefficient        : of the divergence to the starting model; 0 does without that model
     overlong_filter       : rollouts cut at their limit stay out of the loss (DAPO)
-    overlong_in_baseline  : but their rewards, rightness and lengths count in the group's statistics (DAPO, TRL)
+    overlong_in_baseline  : but their rewards, rightness and lengths count in the group's statistics (DAPO,
+    TRL)
     soft_overlong_cache   : tokens before the limit over which DAPO's soft punishment grows; None is without
     group_filter          : groups that train, decided on the binary outcome
     train_forced_tokens   : put forced tokens into the loss, as Elastic Reasoning's code does
@@ -71,7 +73,8 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class Judged:
-    """A step's rollouts as tables [Q, G]: rewards before and after shaping, outcomes, lengths, and the verdicts.
+    """A step's rollouts as tables [Q, G]: rewards before and after shaping, outcomes, lengths, and the
+    verdicts.
 
     trained : whether a rollout's tokens are in the loss;  groups_used : groups with at least one that is
     """
@@ -90,9 +93,14 @@ class Judged:
 
 
 def judge(
-    rewards: Tensor, correct: Tensor, lengths: Tensor, truncated: Tensor, limit: int, objective: ObjectiveSettings
+    rewards: Tensor,
+    correct: Tensor,
+    lengths: Tensor,
+    truncated: Tensor,
+    limit: int,
+    objective: ObjectiveSettings,
 ) -> Judged:
-    """Shape rewards, subtract baselines, decide what trains. All tables [Q, G]; lengths and `limit` in tokens."""
+    """Shape rewards, subtract baselines, decide what trains. Tables [Q, G]; lengths and `limit` in tokens."""
     correct, truncated = correct.bool(), truncated.bool()
     counted = torch.ones_like(truncated)
     if objective.overlong_filter and not objective.overlong_in_baseline:
@@ -105,9 +113,7 @@ def judge(
     if objective.baseline == "rloo":
         advantages = rloo_advantages(shaped, counted)
     else:
-        advantages = group_advantages(
-            shaped, counted, scale=objective.scale, deviation=objective.deviation
-        )
+        advantages = group_advantages(shaped, counted, scale=objective.scale, deviation=objective.deviation)
     if objective.lead is not None:
         advantages = lead_reweighted(advantages, correct, objective.lead, counted)
     trained = groups_kept(correct, counted, objective.group_filter)[:, None].expand_as(correct)
@@ -119,8 +125,10 @@ def judge(
 def step_weights(
     rollouts: Sequence[Rollout], judged: Judged, limit: int, objective: ObjectiveSettings
 ) -> Tensor:
-    """The weight [N] of each rollout in the loss of the step, from the whole step; 0 for one that is not trained."""
-    tokens = torch.tensor([len(r.completion_ids) if objective.train_forced_tokens else r.forced.count(False) for r in rollouts])
+    """The weight [N] of each rollout in the loss, from the whole step; 0 for one that is not trained."""
+    tokens = torch.tensor(
+        [len(r.completion_ids) if objective.train_forced_tokens else r.forced.count(False) for r in rollouts]
+    )
     return rollout_weights(
         torch.where(judged.trained.reshape(-1), tokens, 0),
         objective.normalisation,
@@ -155,12 +163,15 @@ def add_gradient(
     micro_batch: int,
     reference: Decoder | None = None,
     old: dict[int, Tensor] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> GradientStats:
     """Add the gradient of one update to the model's parameters, `micro_batch` rollouts at a time.
 
     advantages, weights : [N] of the rollouts; those with weight 0 are left out altogether
-    old                 : log-probabilities [T_i] by rollout, of the policy that sampled; None when it is this one.
-                          The returned `old` are this model's, to hand to the next update of the same step
+    old                 : log-probabilities [T_i] by rollout, of the policy that sampled; None when it is this
+                          one. The returned `old` are this model's, to hand to the next update of the same
+                          step
+    autocast            : makes the contexts of the forward passes
 
     Rollouts are sorted by length to save padding; which share a micro-batch does not matter (grpo_loss).
     """
@@ -170,11 +181,14 @@ def add_gradient(
     for first in range(0, len(used), micro_batch):
         rows = used[first : first + micro_batch]
         part = [rollouts[i] for i in rows]
-        logprobs, entropy, mask = completion_logprobs(model, part, temperature, objective.train_forced_tokens)
+        with autocast():
+            logprobs, entropy, mask = completion_logprobs(
+                model, part, temperature, objective.train_forced_tokens
+            )
         before = None if old is None else _padded([old[i] for i in rows], logprobs.shape[1], logprobs)
         anchored = None
         if reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), autocast():
                 anchored = completion_logprobs(reference, part, temperature, objective.train_forced_tokens)[0]
         result = policy_loss(
             logprobs,

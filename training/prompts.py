@@ -59,8 +59,8 @@ class Accuracy:
 def read_questions(path: Path | str, tokenizer: Any) -> Questions:
     """The questions of a file: rows of {"prompt" or "question": text or messages, "answer": text or number}.
 
-    Of an answer with worked steps and "####" (GSM8K) the part behind it is the reference. Rows without a prompt or
-    an answer are counted and named; DataError when more than a hundredth of them are.
+    Of an answer with worked steps and "####" (GSM8K) the part behind it is the reference. Rows without a
+    prompt or an answer are counted and named; DataError when more than a hundredth of them are.
     """
     questions: list[Question] = []
     broken: list[Broken] = []
@@ -69,12 +69,16 @@ def read_questions(path: Path | str, tokenizer: Any) -> Questions:
             broken.append(row)
             continue
         prompt, answer = row.value.get("prompt", row.value.get("question")), row.value.get("answer")
-        reference = "" if answer is None or isinstance(answer, bool) else str(answer).rpartition("####")[2].strip()
+        reference = (
+            "" if answer is None or isinstance(answer, bool) else str(answer).rpartition("####")[2].strip()
+        )
         if not isinstance(prompt, str | list) or not prompt or not reference:
             broken.append(Broken(row.where, "it has no prompt with an answer"))
             continue
         try:
-            questions.append(Question(render_prompt(tokenizer, prompt, where=row.where), reference, row.where))
+            questions.append(
+                Question(render_prompt(tokenizer, prompt, where=row.where), reference, row.where)
+            )
         except DataError as error:
             broken.append(Broken(row.where, error.what))
     check_broken(broken, len(questions), path)
@@ -96,8 +100,8 @@ def score_rollouts(
 ) -> list[tuple[str, Scored]]:
     """The text and score of each rollout; `answers[i]` is the reference of rollout i.
 
-    The text keeps special tokens (a thought's ends may be special) but not the end token. Raises DataError naming
-    prompt and replica when the reward fails.
+    The text keeps special tokens (a thought's ends may be special) but not the end token. Raises DataError
+    naming prompt and replica when the reward fails.
     """
     scored = []
     for rollout, answer in zip(rollouts, answers, strict=True):
@@ -126,7 +130,9 @@ def accuracy(
     Budgets in `settings` hold; its temperature does not. Raises DataError without questions.
     """
     if not questions:
-        raise DataError("There are no questions to measure accuracy on", where="evaluation", remedy="Hold some out")
+        raise DataError(
+            "There are no questions to measure accuracy on", where="evaluation", remedy="Hold some out"
+        )
     ending = ending or Ending.of(tokenizer, settings)
     prompts = [Prompt(at, question.ids) for at, question in enumerate(questions)]
     rollouts = roll_out(model, prompts, replace(settings, temperature=0.0), ending, label=label)

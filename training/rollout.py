@@ -83,6 +83,12 @@ class RolloutSettings:
                 remedy="Give a temperature of at least 0 and a top_p above 0 and at most 1",
             )
 
+    def longest(self, closing_tokens: int) -> int:
+        """The longest completion that these settings allow, with a closing string of so many tokens."""
+        if self.thinking_tokens is None or self.answer_tokens is None:
+            return self.max_tokens
+        return self.thinking_tokens + closing_tokens + self.answer_tokens
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -182,7 +188,7 @@ def roll_out(
     Run it under `torch.autocast` for bfloat16 products. Raises DataError for a prompt that is empty or leaves
     no room for its completion in the model's context. `label` shows progress.
     """
-    longest = _longest_completion(settings, ending)
+    longest = settings.longest(len(ending.closing))
     for prompt in prompts:
         if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
             what = (
@@ -229,7 +235,7 @@ def _decode(
     ids = torch.zeros(len(prompts), width, dtype=torch.int64, device=device)
     for at, prompt in enumerate(prompts):
         ids[at, : len(prompt.ids)] = torch.tensor(prompt.ids)
-    cache = model.new_cache(len(prompts), width + _longest_completion(settings, ending))
+    cache = model.new_cache(len(prompts), width + settings.longest(len(ending.closing)))
     hidden = model(ids, cache=cache)
     cache.truncate(lengths)
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1].repeat_interleave(replicas, 0)
@@ -334,9 +340,3 @@ class _Row:
             self.finish,
             thinking,
         )
-
-
-def _longest_completion(settings: RolloutSettings, ending: Ending) -> int:
-    if settings.thinking_tokens is None or settings.answer_tokens is None:
-        return settings.max_tokens
-    return settings.thinking_tokens + len(ending.closing) + settings.answer_tokens
