@@ -10,6 +10,7 @@ import typer
 from curation.errors import DataError, RecipeError
 from recipes.cli import app
 from recipes.cli.output import JsonOption, SetOption, console, print_json, print_table, say
+from recipes.pipeline import Run
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe file, or the name of a built-in one (quickstart).")
@@ -71,7 +72,7 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     from recipes.pipeline import verify as find_problems
     from recipes.stages import STAGES
 
-    problems = find_problems(_from_folder(run), STAGES)
+    problems = find_problems(from_folder(run), STAGES)
     if as_json:
         print_json({"problems": problems})
     for problem in problems if not as_json else ():
@@ -99,7 +100,7 @@ def show(
         console.print(f"{key}: {value}", markup=False, soft_wrap=True)
 
 
-def execute(recipe: str, out: Path | None, overrides: list[str] | None, goal: str | None) -> None:
+def execute(recipe: str, out: Path | None, overrides: list[str] | None, goal: str | None) -> Run:
     """Run the stages of a recipe up to `goal` (all when None), saying what happens."""
     from recipes.execute import run_recipe
 
@@ -111,9 +112,10 @@ def execute(recipe: str, out: Path | None, overrides: list[str] | None, goal: st
         from mixing.report.terminal import print_summary
 
         print_summary(bound.folder, console)
+    return bound
 
 
-def _open(recipe: str, out: Path | None, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+def _open(recipe: str, out: Path | None, overrides: list[str] | None) -> Run:
     from recipes.execute import open_run
 
     return open_run(recipe, out, overrides or ())
@@ -125,7 +127,8 @@ def _existing(run: Path) -> Path:
     return run
 
 
-def _from_folder(run: Path):  # type: ignore[no-untyped-def]
+def from_folder(run: Path) -> Run:
+    """The run of a folder, bound to the recipe that is kept in it."""
     from recipes.execute import open_run
 
     return open_run(str(_existing(run) / "recipe.yaml"), run, ())

@@ -48,10 +48,15 @@ def phase_schedule(run: Run) -> MixtureSchedule:
     return MixtureSchedule(tuple(phases), seed=final.seed, block=BLOCK)
 
 
+def data_order(run: Run) -> DataOrder:
+    """Which tokens the final training reads at each index: a pure function of the run's files and the seed."""
+    sources = {name: TokenSource.open(folder) for name, folder in token_folders(run).items()}
+    return DataOrder(phase_schedule(run), sources, run.recipe.final.sequence_tokens)
+
+
 def _pretrain(run: Run) -> Spent:
     final = run.recipe.final
-    sources = {name: TokenSource.open(folder) for name, folder in token_folders(run).items()}
-    order = DataOrder(phase_schedule(run), sources, final.sequence_tokens)
+    order = data_order(run)
     with one_thread():
         result = train(
             model_config(run.recipe),
