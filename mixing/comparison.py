@@ -97,7 +97,9 @@ def compare(
     names = [name for name in sorted(scores) if name != against]
     differences: list[dict[str, Any]] = []
     for capability in (*capabilities, MEAN):
-        family = [_difference(scores, name, against, capability, capabilities, seeds, level) for name in names]
+        family = [
+            _difference(scores, name, against, capability, capabilities, seeds, level) for name in names
+        ]
         known = [row["p_t"] if row["p_t"] is not None else 1.0 for row in family]
         for row, adjusted in zip(family, holm(known), strict=True):
             row["p_holm"] = adjusted if row["p_t"] is not None else None
@@ -190,7 +192,9 @@ def _check_scores(scores: Scores, against: str) -> tuple[tuple[int, ...], tuple[
     seeds = tuple(sorted(scores[against]))
     capabilities = tuple(sorted(scores[against][seeds[0]])) if seeds else ()
     if MEAN in capabilities:
-        raise DataError("No capability may be called 'mean': that is the row of their mean", where="comparison")
+        raise DataError(
+            "No capability may be called 'mean': that is the row of their mean", where="comparison"
+        )
     for name in sorted(scores):
         if tuple(sorted(scores[name])) != seeds:
             raise DataError(

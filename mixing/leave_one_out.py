@@ -25,13 +25,13 @@ import numpy as np
 
 from curation.atomic import hash_value, read_json, write_json
 from curation.errors import DataError, RecipeError
+from mixing.deltas import Scale, weights_from_deltas
 from mixing.mixture import Mixture, make_mixture, normalised
 from mixing.paired import student_draws
 from mixing.runs import ProxyRun, evaluation_steps, read_evaluation
 from probes.intervals import align, percentile_interval, ratio_draws
 
 Reading = Literal["replaced", "missing"]
-Scale = Literal["none", "capability"]
 LEVEL = 0.9
 
 
@@ -113,7 +113,9 @@ def plan_leave_one_out(
             remedy="Add sources or seeds",
         )
     if reading not in ("replaced", "missing"):
-        raise RecipeError(f"There is no reading {reading!r}", where="leave_one_out", remedy="replaced or missing")
+        raise RecipeError(
+            f"There is no reading {reading!r}", where="leave_one_out", remedy="replaced or missing"
+        )
     runs: dict[tuple[str | None, int], ProxyRun] = {}
     for seed in dict.fromkeys(seeds):
         runs[None, seed] = ProxyRun(f"loo-all-seed{seed}", dict(weights), seed)
@@ -121,7 +123,9 @@ def plan_leave_one_out(
             rest = normalised({n: 0.0 if n == name else w for n, w in weights.items()})
             share = 1.0 if reading == "replaced" else 1 - weights[name]
             label = "without" if reading == "replaced" else "missing"
-            runs[name, seed] = ProxyRun(f"loo-{label}-{safe_name(name)}-seed{seed}", rest, seed, budget_share=share)
+            runs[name, seed] = ProxyRun(
+                f"loo-{label}-{safe_name(name)}-seed{seed}", rest, seed, budget_share=share
+            )
     return LeaveOneOutPlan(tuple(present), dict(weights), tuple(dict.fromkeys(seeds)), reading, runs)
 
 
@@ -157,7 +161,9 @@ def analyse_leave_one_out(
         else "Tokens of the removed source are not replaced: runs without it are shorter"
     ]
     if len(plan.seeds) == 1:
-        notes.append("One seed: intervals cover the choice of probe documents only, not the chance of training")
+        notes.append(
+            "One seed: intervals cover the choice of probe documents only, not the chance of training"
+        )
     trajectories = _trajectories(plan, folder, capabilities)
     return LeaveOneOut(plan, capabilities, baseline, tuple(effects), trajectories, draws, tuple(notes))
 
@@ -189,20 +195,6 @@ def loo_weights(
     return dict(zip(sources, weights.tolist(), strict=True))
 
 
-def weights_from_deltas(deltas: np.ndarray, *, shrink: float, scale: Scale) -> np.ndarray:
-    """`loo_weights` for tables of deltas [..., sources, capabilities] -> weights [..., sources]."""
-    if not 0 <= shrink <= 1:
-        raise RecipeError(f"A shrinkage of {shrink} is not possible", where="shrink", remedy="Choose 0 to 1")
-    if scale == "capability":
-        size = np.sqrt(np.square(deltas).mean(axis=-2, keepdims=True))
-        deltas = deltas / np.where(size > 0, size, 1.0)
-    positive = np.maximum(deltas.mean(axis=-1), 0.0)
-    total = positive.sum(axis=-1, keepdims=True)
-    uniform = np.full_like(positive, 1 / positive.shape[-1])
-    wanted = np.where(total > 0, positive / np.where(total > 0, total, 1.0), uniform)
-    return shrink * uniform + (1 - shrink) * wanted
-
-
 def loo_weight_intervals(
     result: LeaveOneOut, *, shrink: float = 0.5, scale: Scale = "none", level: float = LEVEL
 ) -> dict[str, tuple[float, float]]:
@@ -211,9 +203,7 @@ def loo_weight_intervals(
     return {s: percentile_interval(weights[:, j], level) for j, s in enumerate(result.plan.sources)}
 
 
-def loo_mixture(
-    result: LeaveOneOut, *, shrink: float = 0.5, scale: Scale = "none", **limits: Any
-) -> Mixture:
+def loo_mixture(result: LeaveOneOut, *, shrink: float = 0.5, scale: Scale = "none", **limits: Any) -> Mixture:
     """The leave-one-out mixture with intervals; `limits` as in `make_mixture` (tokens, budget, caps, shares)."""
     weights = loo_weights(result.effects, shrink=shrink, scale=scale)
     intervals = loo_weight_intervals(result, shrink=shrink, scale=scale)

@@ -90,7 +90,9 @@ def detectable_factor(pairs: int, alpha: float = 0.05, power: float = 0.8) -> fl
     return float(optimize.brentq(lacking, 1e-6, 100.0))
 
 
-def smallest_detectable(differences: Sequence[float], alpha: float = 0.05, power: float = 0.8) -> float | None:
+def smallest_detectable(
+    differences: Sequence[float], alpha: float = 0.05, power: float = 0.8
+) -> float | None:
     """The true mean difference that as many pairs, spread as these are, would find; None with fewer than two."""
     if len(differences) < 2:
         return None

@@ -144,7 +144,9 @@ def run_proxies(
         _check_run(run, settings)
     if len(prints) != len(runs):
         double = next(r.run_id for i, r in enumerate(runs) if r.run_id in {o.run_id for o in runs[:i]})
-        raise RecipeError(f"Two runs are called {double!r}", where=str(folder), remedy="Give each an id of its own")
+        raise RecipeError(
+            f"Two runs are called {double!r}", where=str(folder), remedy="Give each an id of its own"
+        )
     waiting = [run for run in runs if not _is_finished(folder / run.run_id, prints[run.run_id])]
     jobs = [Job(r.run_id, _train_run, (r, settings, folder, prints[r.run_id])) for r in waiting]
     run_jobs(
@@ -179,7 +181,9 @@ def read_evaluation(folder: Path | str, run_id: str, step: int) -> dict[str, pa.
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"The evaluation cannot be read: {error}", where=str(path), remedy="Delete the run's folder and run again"
+            f"The evaluation cannot be read: {error}",
+            where=str(path),
+            remedy="Delete the run's folder and run again",
         ) from error
     probes = sorted(set(table["probe"].to_pylist()))
     return {probe: table.filter(pc.equal(table["probe"], probe)).drop_columns(["probe"]) for probe in probes}
@@ -232,7 +236,9 @@ def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance
     sources = {name: TokenSource.open(settings.tokens[name]) for name in sorted(run.weights)}
     phase = Phase("proxy", train_settings.steps * train_settings.batch_sequences, dict(run.weights))
     order = _CountedOrder(
-        MixtureSchedule((phase,), seed=run.seed, block=settings.block), sources, train_settings.sequence_tokens
+        MixtureSchedule((phase,), seed=run.seed, block=settings.block),
+        sources,
+        train_settings.sequence_tokens,
     )
     order.advance = advance
     probes = _Probes.load(settings)
@@ -348,7 +354,8 @@ def _run_settings(run: ProxyRun, settings: ProxySettings) -> TrainSettings:
     steps = max(1, round(given.steps * run.budget_share))
 
     def scaled(points: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sorted({min(steps, round(point * run.budget_share)) for point in points if point <= given.steps}))
+        inside = [point for point in points if point <= given.steps]
+        return tuple(sorted({min(steps, max(round(p * run.budget_share), min(p, 1))) for p in inside}))
 
     wanted = {*given.evaluate_steps, given.steps}
     evaluate = scaled(tuple(wanted))
@@ -377,7 +384,9 @@ def _check_run(run: ProxyRun, settings: ProxySettings) -> None:
         )
     check_weights(run.weights, where=f"run {run.run_id!r}")
     if not 0 < run.budget_share <= 1:
-        raise RecipeError(f"Run {run.run_id!r} cannot train {run.budget_share:g} of the budget", where=run.run_id)
+        raise RecipeError(
+            f"Run {run.run_id!r} cannot train {run.budget_share:g} of the budget", where=run.run_id
+        )
     for source in sorted(run.weights):
         if source not in settings.tokens:
             raise RecipeError(
@@ -386,7 +395,9 @@ def _check_run(run: ProxyRun, settings: ProxySettings) -> None:
                 remedy=f"Sources with tokens: {', '.join(sorted(settings.tokens))}",
             )
     if not settings.probes:
-        raise RecipeError("There are no probes to evaluate the runs on", where="probes", remedy="Build probes first")
+        raise RecipeError(
+            "There are no probes to evaluate the runs on", where="probes", remedy="Build probes first"
+        )
     _run_settings(run, settings)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from curation.errors import DataError
+from mixing.deltas import weights_from_deltas
 from mixing.fit.surrogate import LEVEL, Proposal
 from mixing.fit.tables import ProxyTable
-from mixing.leave_one_out import weights_from_deltas
 from mixing.paired import student_draws
 from probes.intervals import percentile_interval
 
@@ -15,9 +15,7 @@ SHARE_MATCH = 5e-3
 RESAMPLES = 2000
 
 
-def propose_leave_one_out(
-    table: ProxyTable, objective: np.ndarray, *, seed: int, shrink: float
-) -> Proposal:
+def propose_leave_one_out(table: ProxyTable, objective: np.ndarray, *, seed: int, shrink: float) -> Proposal:
     """Weights from the deletions that a table of runs contains (`mixing.leave_one_out.loo_weights`).
 
     The base is the mixture that most other rows are a deletion of. Seeds are paired where the table has a column
@@ -30,7 +28,11 @@ def propose_leave_one_out(
     if not present or missing:
         raise DataError(
             "The runs are not a leave-one-out study: "
-            + (f"no run is the base mixture without {missing[0]!r}" if missing else "no run lacks just one source"),
+            + (
+                f"no run is the base mixture without {missing[0]!r}"
+                if missing
+                else "no run lacks just one source"
+            ),
             where="ratios",
             remedy="Add the runs, or use gaussian-process, which takes any runs",
         )

@@ -11,7 +11,7 @@ import numpy as np
 from curation.atomic import hash_file
 from curation.errors import DataError, RecipeError
 from mixing.fit.deletions import propose_leave_one_out
-from mixing.fit.fixed import temperature_weights, unimax_weights, uniform_weights
+from mixing.fit.fixed import temperature_weights, uniform_weights, unimax_weights
 from mixing.fit.gaussian_process import EPSILON
 from mixing.fit.search import Simplex
 from mixing.fit.surrogate import Proposal, objective_weights, propose_log_linear, propose_process
@@ -85,7 +85,9 @@ def fit_mixture(
         simplex = Simplex(names, low, high)
         weigh = objective_weights(table.metrics, objective)
         proposal = _from_runs(method, table, weigh, simplex, seed, prior_strength, epsilon, shrink)
-        proposal = Proposal(proposal.weights, proposal.intervals, (*proposal.notes, *_warnings(table, method)))
+        proposal = Proposal(
+            proposal.weights, proposal.intervals, (*proposal.notes, *_warnings(table, method))
+        )
     return make_mixture(
         dict(zip(names, proposal.weights.tolist(), strict=True)),
         method=method,
@@ -116,7 +118,9 @@ def _from_runs(
 ) -> Proposal:
     losses = table.losses[:, objective != 0]
     if np.all(np.ptp(losses, axis=0) == 0):
-        note = "The metrics are the same in all runs: nothing tells mixtures apart, so the weights are uniform"
+        note = (
+            "The metrics are the same in all runs: nothing tells mixtures apart, so the weights are uniform"
+        )
         m = len(table.sources)
         return Proposal(np.full(m, 1 / m), None, (note,))
     if method == "best-of-n":
@@ -184,7 +188,9 @@ def _read(
         return None
     if ratios is None or metrics is None:
         raise RecipeError(
-            f"The method {method!r} learns from proxy runs", where="ratios, metrics", remedy="Give both tables"
+            f"The method {method!r} learns from proxy runs",
+            where="ratios, metrics",
+            remedy="Give both tables",
         )
     table = read_proxy_table(ratios, metrics, sources=sources)
     if objective is not None:
@@ -218,7 +224,9 @@ def _source_names(
         names = ()
     if not names:
         raise RecipeError(
-            "Nobody said which sources there are", where="sources", remedy="Give tables of runs, or tokens by source"
+            "Nobody said which sources there are",
+            where="sources",
+            remedy="Give tables of runs, or tokens by source",
         )
     for name in names:
         if available_tokens is not None and name not in available_tokens:

@@ -61,7 +61,8 @@ def choose_ridge(weights: np.ndarray, losses: np.ndarray) -> float:
         error = 0.0
         for fold in range(FOLDS):
             inside = folds != fold
-            law = fit_log_linear(weights[inside], losses[inside], ridge=ridge)
+            start = _starts(weights[inside], losses[inside])[2]
+            law = fit_log_linear(weights[inside], losses[inside], start=start, ridge=ridge)
             error += float(np.square(law.predict(weights[~inside]) - losses[~inside]).sum())
         errors.append(error)
     return RIDGES[int(np.argmin(errors))]

