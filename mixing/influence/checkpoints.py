@@ -142,12 +142,13 @@ def influence_at_checkpoint(
     fingerprint = _fingerprint(job, wanted, samples, settings)
     if all(_finished(file, fingerprint) for file in files):
         return files
-    from training.loop import load_checkpoint_model
+    from training.checkpoint import load_checkpoint_model
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = load_checkpoint_model(job.checkpoint)
+        # The weights of that very step, which the optimizer's moments belong to; not the mean of the last
+        ones.model = load_checkpoint_model(job.checkpoint, averaged=False)
         directions = probe_directions(
             model,
             wanted,

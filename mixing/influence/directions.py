@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from mixing.influence.explicit import weighted_gradient
 from mixing.influence.scorers import Vectors, norm
 
 Preconditioner = Literal["identity", "adam", "datainf", "ekfac"]
+SECOND = "exp_avg_sq."  # before the parameter's name in optimizer.safetensors
 PRECONDITIONERS: tuple[Preconditioner, ...] = ("identity", "adam", "datainf", "ekfac")
 Parameters = Literal["all", "embedding_and_output"] | Callable[[str], bool]
 
@@ -88,17 +90,20 @@ class AdamMoments:
         product g_x' v is the same up to epsilon.
         """
         correction = 1.0 - self.beta2**self.step
-        missing = sorted(set(gradient) - set(self.second))
-        if missing:
-            raise DataError(
-                f"The optimizer's state has no second moment of {missing[0]}",
-                where="adam preconditioner",
-                remedy="Use the optimizer state of the same checkpoint",
-            )
-        return {
-            name: g / ((self.second[name].to(g) / correction).sqrt() + self.epsilon)
-            for name, g in gradient.items()
-        }
+        found: Vectors = {}
+        for name, g in gradient.items():
+            # Hugging Face folders put the decoder's names under "model.".
+            moment = self.second.get(name, self.second.get(name.removeprefix("model.")))
+            if moment is None or moment.shape != g.shape:
+                raise DataError(
+                    f"The optimizer's state has no second moment of {name}, or one of another shape",
+                    where="adam preconditioner",
+                    remedy="Use the optimizer state of the same checkpoint",
+                )
+            moment = moment.to(g)
+            scale = (moment / correction).sqrt() + self.epsilon
+            found[name] = torch.where(moment > 0, g / scale, 0.0)
+        return found
 
 
 def choose_parameters(adapter: LossAdapter, parameters: Parameters) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ Engine = Literal[
 ENGINES: tuple[str, ...] = Engine.__args__  # type: ignore[attr-defined]
 PILOT_DOCUMENTS = 32
 STEP_DOCUMENTS = 8  # of the pilot, on which the step of a finite difference is chosen
-LOW_RANK_ENERGY = 0.9999
+LOW_RANK_ENERGIES = (0.99, 0.999, 0.9999)  # tried in turn until the pilot agrees
 GOOD_STEP_ERROR = 1e-4
 
 BENEFIT_SCHEMA = pa.schema(
@@ -117,9 +118,11 @@ def score(
                 number) or their "sum"
     context   : rows of at most this many tokens; `windows` "first" scores the first row of a document only,
                 "all" scores all of it, later rows without what came before
-    engine    : "auto" takes central finite differences for one direction in float32 (2 F), low-rank or
-                whole ghost products for several or for bfloat16, and the next exact engine if the pilot
-                disagrees. A named engine is used whatever the pilot says; the agreement is stored.
+    engine    : "auto" tries engines from the cheapest on until one agrees with the exact reference on a
+                pilot: in float32 and for one direction that is central finite differences (2 F), for
+                       several or in
+                bfloat16 ghost products with directions of low rank. A named engine is used whatever the pilot
+                says; the agreement is stored.
     label     : shows progress under this name
     Raises DataError for token ids outside the vocabulary, a direction that is zero, and losses that are not
     finite.
@@ -194,43 +197,55 @@ class _Trial:
     def choose(self, engine: Engine) -> tuple[Scorer, Agreement | None, list[str]]:
         """The engine to use, its agreement with the reference, and what the reader should know."""
         notes: list[str] = []
-        wanted = self._candidates() if engine == "auto" else [engine]
-        for at, name in enumerate(wanted):
+        wanted = self._candidates() if engine == "auto" else self._named(engine)
+        for at, (name, make) in enumerate(wanted):
             try:
-                scorer = self._make(name)
+                scorer = make()
                 found = self._compare(scorer)
             except UnknownLayerError as error:
-                notes.append(
-                    f"The {name} engine does not know every layer ({error}); the exact slow path is used"
-                )
+                notes.append(f"The {name} engine does not know every layer ({error}); a slower one is used")
                 continue
             if found is None or found.good or at + 1 == len(wanted):
                 return scorer, found, notes
             notes.append(
-                f"The {scorer.name} engine did not agree with the reference on the pilot (within source "
+                f"The {name} engine did not agree with the reference on the pilot (within source "
                 f"{found.within_source:.5f}, signs {found.signs_clear:.3f}); the next engine is used"
             )
-        scorer = self._make("explicit")
+        scorer = Explicit(self.adapter, self.vectors)
         return scorer, self._compare(scorer), notes
 
-    def _candidates(self) -> list[str]:
-        """Cheapest first; the last is exact."""
-        if self.adapter.dtype in (torch.bfloat16, torch.float16):
-            return ["ghost_low_rank", "ghost", "forward", "explicit"]
-        if len(self.vectors) == 1:
-            return ["finite_difference", "ghost", "forward", "explicit"]
-        return ["ghost_low_rank", "ghost", "finite_difference_one_sided", "forward", "explicit"]
+    def _named(self, engine: str) -> list[tuple[str, Callable[[], Scorer]]]:
+        """One engine by name; the low rank is raised until the pilot agrees."""
+        if engine == "ghost_low_rank":
+            return [
+                (f"{engine} ({energy})", partial(Ghost, self.adapter, self.vectors, energy))
+                for energy in LOW_RANK_ENERGIES
+            ]
+        makers: dict[str, Callable[[], Scorer]] = {
+            "forward": partial(ForwardMode, self.adapter, self.vectors),
+            "explicit": partial(Explicit, self.adapter, self.vectors),
+            "ghost": partial(Ghost, self.adapter, self.vectors),
+            "finite_difference": partial(self._with_step, "central"),
+            "finite_difference_one_sided": partial(self._with_step, "one"),
+        }
+        return [(engine, makers[engine])]
 
-    def _make(self, name: str) -> Scorer:
-        if name == "forward":
-            return ForwardMode(self.adapter, self.vectors)
-        if name == "explicit":
-            return Explicit(self.adapter, self.vectors)
-        if name == "ghost":
-            return Ghost(self.adapter, self.vectors)
-        if name == "ghost_low_rank":
-            return Ghost(self.adapter, self.vectors, LOW_RANK_ENERGY)
-        return self._with_step("central" if name == "finite_difference" else "one")
+    def _candidates(self) -> list[tuple[str, Callable[[], Scorer]]]:
+        """Engines that may do, the cheapest first by their forward passes; the last are exact."""
+        k = len(self.vectors)
+        costs: list[tuple[float, str, Callable[[], Scorer]]] = []
+        for name, make in self._named("ghost_low_rank"):
+            try:
+                costs.append((make().forwards, name, make))
+            except UnknownLayerError:
+                break
+        costs.append((2.0 + k, *self._named("ghost")[0]))
+        if self.adapter.dtype in STEPS:
+            wanted = "finite_difference" if k == 1 else "finite_difference_one_sided"
+            costs.append((1.0 + k, *self._named(wanted)[0]))
+        cheaper = [c for c in costs if c[0] < 2.0 + k or c[1] == "ghost"]
+        ordered = [(name, make) for _, name, make in sorted(cheaper, key=lambda c: c[0])]
+        return ordered + self._named("forward") + self._named("explicit")
 
     def _with_step(self, side: Side) -> FiniteDifference:
         """A finite difference whose step is good enough on a part of the pilot, or else the best."""
