@@ -336,6 +336,12 @@ def _check_schedule(
         )
     for phase in schedule.phases:
         _check_weights(phase, sources)
+    if len({source.tokenizer for source in sources.values()}) > 1:
+        raise DataError(
+            "The sources were tokenized with different tokenizers",
+            where=", ".join(sorted(sources)),
+            remedy="Tokenize them all with one",
+        )
 
 
 def _check_weights(phase: Phase, sources: Mapping[str, TokenSource]) -> None:

@@ -20,10 +20,10 @@ Piece = tuple[int, int, int]  # document, first token, token after the last
 
 
 class SourceStream:
-    """The documents of `source` in an order of their own in every epoch, end to end, in sequences of T tokens.
+    """The documents of `source` in an order of their own in every epoch, end to end, in sequences of T.
 
-    Epoch e is all documents in a permutation that depends on (seed, name, e) alone, so two mixtures with the
-    same seed read a source in the same order, whatever their weights. Sequence k is the stream's tokens
+    Epoch e is all documents in a permutation that depends on (seed, name, e) alone, so two mixtures with one
+    seed read a source in the same order, whatever their weights. Sequence k is the stream's tokens
     [k T, (k + 1) T); it may cross documents and the border between epochs. Nothing is cropped or padded.
     """
 
@@ -36,7 +36,7 @@ class SourceStream:
         return sequence * self.sequence_tokens // self.source.total_tokens
 
     def pieces(self, sequence: int) -> tuple[Piece, ...]:
-        """The documents, and the tokens of them, that sequence number `sequence` of this source is made of."""
+        """The documents, and the tokens of them, that the source's sequence `sequence` is made of."""
         total = self.source.total_tokens
         epoch, position = divmod(sequence * self.sequence_tokens, total)
         missing = self.sequence_tokens
