@@ -87,7 +87,9 @@ class AdamMoments:
         """v = g / (sqrt(s / (1 - beta2^step)) + epsilon): how far Adam moves for a gradient g.
 
         Where we differ from LESS: it divides the samples' gradients and keeps epsilon inside the root; the
-        product g_x' v is the same up to epsilon.
+        product g_x' v is the same up to epsilon. Entries whose second moment is exactly zero have never had a
+        gradient (the embedding of a token that training has not met); they have no scale and are left out,
+        where the formula would give them the weight 1 / epsilon.
         """
         correction = 1.0 - self.beta2**self.step
         found: Vectors = {}
@@ -237,25 +239,20 @@ def load_adam_moments(folder: Path | str) -> AdamMoments:
         raise _no_moments(str(folder))
     state = read_json(folder / "state.json")
     tensors = load_file(folder / "optimizer.safetensors")
-    second = _second_moments(tensors)
-    settings = state.get("settings", state)
-    step = int(state.get("optimizer_step", state.get("step", 0)))
+    second = {n.removeprefix(SECOND): t for n, t in tensors.items() if n.startswith(SECOND)}
+    try:
+        step = int(state["step"])
+        training = state["settings"]["training"]
+        beta2, epsilon = float(training["beta2"]), float(training["epsilon"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The optimizer's state does not say {error}",
+            where=str(folder / "state.json"),
+            remedy="Use a checkpoint that this version's trainer has written",
+        ) from error
     if not second or step < 1:
         raise _no_moments(str(folder))
-    return AdamMoments(second, step, float(settings.get("beta2", 0.95)), float(settings.get("epsilon", 1e-8)))
-
-
-def _second_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name says second moment, under the name of their parameter."""
-    second = {}
-    for name, tensor in tensors.items():
-        for mark in ("exp_avg_sq.", "second."):
-            if name.startswith(mark):
-                second[name.removeprefix(mark)] = tensor
-        for mark in (".exp_avg_sq", ".second"):
-            if name.endswith(mark):
-                second[name.removesuffix(mark)] = tensor
-    return second
+    return AdamMoments(second, step, beta2, epsilon)
 
 
 def _no_moments(where: str) -> RecipeError:
