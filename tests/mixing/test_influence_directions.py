@@ -112,6 +112,10 @@ def test_adam_direction() -> None:
         expected = g / (torch.sqrt(second[name] / (1 - 0.9**3)) + 0.01)
         torch.testing.assert_close(found.vectors[name], expected, rtol=1e-9, atol=1e-13)
     assert found.preconditioner == "adam" and found.probe_documents == 5
+    second["embed_tokens.weight"][7] = 0.0  # a token that training has never met
+    unseen = moments.precondition(gradient)["embed_tokens.weight"]
+    assert not unseen[7].any()
+    torch.testing.assert_close(unseen[8], found.vectors["embed_tokens.weight"][8], rtol=1e-9, atol=1e-13)
 
 
 def test_adam_moments_of_a_checkpoint(tmp_path: Path) -> None:
@@ -124,7 +128,9 @@ def test_adam_moments_of_a_checkpoint(tmp_path: Path) -> None:
         optimizer.step()
     state = {f"exp_avg_sq.{n}": optimizer.state[p]["exp_avg_sq"].clone() for n, p in model.named_parameters()}
     save_file(state, tmp_path / "optimizer.safetensors")
-    write_json(tmp_path / "state.json", {"step": 3, "settings": {"beta2": 0.95, "epsilon": 1e-8}})
+    write_json(
+        tmp_path / "state.json", {"step": 3, "settings": {"training": {"beta2": 0.95, "epsilon": 1e-8}}}
+    )
     moments = load_adam_moments(tmp_path)
     assert moments.step == 3 and set(moments.second) == {n for n, _ in model.named_parameters()}
     found = probe_directions(model, {"p": probe}, "adam", moments=moments)["p"].vectors
