@@ -21,8 +21,9 @@ from tests.training.post_training_models import (
     write_rows,
 )
 from training.advantages import LeadSettings
-from training.grpo import GrpoRun, GrpoSettings, grpo
-from training.grpo_step import ObjectiveSettings, add_gradient, completion_logprobs, judge, step_weights
+from training.grpo import GrpoSettings, ObjectiveSettings, grpo
+from training.grpo_run import GrpoRun
+from training.grpo_step import add_gradient, completion_logprobs, judge, step_weights
 from training.huggingface import load_huggingface
 from training.model import Decoder
 from training.prompts import accuracy, question_at, read_questions, wilson_interval
@@ -285,7 +286,7 @@ def test_wilson_interval_covers():
 
 
 def test_bad_input(files, tmp_path):
-    start, prompts, held_out = files
+    start, prompts, _ = files
     with pytest.raises(RecipeError, match="group of one"):
         replace(SETTINGS, replicas=1)
     with pytest.raises(RecipeError, match="Greedy"):
