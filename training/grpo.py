@@ -19,7 +19,7 @@ from training.checkpoint import describe_run, list_checkpoints, refuse_other_set
 from training.grpo_run import GrpoRun
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.huggingface import save_huggingface
-from training.loop import _only_process_in, _start_hash
+from training.loop import _device, _only_process_in, _start_hash
 from training.prompts import Question, read_questions
 from training.rewards import Reward, named_reward
 from training.start import load_start, start_tokenizer
