@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from curation.errors import RecipeError
 from training.advantages import (
-    Deviation,
-    GroupFilter,
-    LeadSettings,
-    Scale,
     group_advantages,
     groups_kept,
     lead_rewards,
@@ -23,52 +18,11 @@ from training.advantages import (
     rloo_advantages,
     soft_overlong_punishment,
 )
-from training.grpo_loss import Denominator, Normalisation, policy_loss, rollout_weights
+from training.grpo_loss import policy_loss, rollout_weights
+from training.grpo_settings import ObjectiveSettings
 from training.losses import linear_logprobs
 from training.model import Decoder
 from training.rollout import Rollout
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """What is maximised; every choice that the papers leave open or differ in. See advantages and grpo_loss.
-
-    baseline, scale, deviation : advantages ("mean" without a deviation is Dr. GRPO's and LFM's)
-    lead                  : GRPO-LEAD's length reward (which takes the place of the reward) and reweighting
-    normalisation, denominator, batch_rollouts : denominators of the loss
-    clip_low, clip_high   : matter only with more than one update per step
-    kl_coefficient        : of the divergence to the starting model; 0 does without that model
-    overlong_filter       : rollouts cut at their limit stay out of the loss (DAPO)
-    overlong_in_baseline  : but their rewards, rightness and lengths count in the group's statistics (DAPO,
-    TRL)
-    soft_overlong_cache   : tokens before the limit over which DAPO's soft punishment grows; None is without
-    group_filter          : groups that train, decided on the binary outcome
-    train_forced_tokens   : put forced tokens into the loss, as Elastic Reasoning's code does
-    """
-
-    baseline: Literal["mean", "rloo"] = "mean"
-    scale: Scale = "none"
-    deviation: Deviation = "sample"
-    lead: LeadSettings | None = None
-    normalisation: Normalisation = "dr_grpo"
-    denominator: Denominator = "kept"
-    batch_rollouts: int | None = None
-    clip_low: float | None = 0.2
-    clip_high: float | None = 0.28
-    kl_coefficient: float = 0.0
-    overlong_filter: bool = True
-    overlong_in_baseline: bool = True
-    soft_overlong_cache: int | None = None
-    group_filter: GroupFilter = "mixed"
-    train_forced_tokens: bool = False
-
-    def __post_init__(self) -> None:
-        if self.baseline == "rloo" and self.scale != "none":
-            raise RecipeError(
-                "The baseline rloo is not divided by a deviation",
-                where="objective.scale",
-                remedy='Use scale "none", or the baseline "mean"',
-            )
 
 
 @dataclass(frozen=True)
@@ -246,5 +200,5 @@ def completion_logprobs(
 def _padded(rows: Sequence[Tensor], width: int, like: Tensor) -> Tensor:
     padded = torch.zeros(len(rows), width, dtype=like.dtype, device=like.device)
     for at, row in enumerate(rows):
-        padded[at, : len(row)] = row
+        padded[at, : len(row)] = row.to(like)
     return padded

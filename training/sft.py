@@ -18,15 +18,14 @@ import torch
 from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
-from training.checkpoint import STATE, load_checkpoint_model, read_state
-from training.huggingface import config_from_huggingface, read_config, save_huggingface
+from training.checkpoint import load_checkpoint_model
+from training.huggingface import save_huggingface
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
-from training.model import ModelConfig
 from training.order import Batch, DataOrder
 from training.packing import seeded_permutation
 from training.schedules import Schedule
-from training.tokenizer import load_tokenizer
+from training.start import start_config, start_tokenizer
 
 OPEN_ROWS = 64
 
@@ -41,7 +40,8 @@ class SftSettings:
     warmup_share      : share of the updates over which the rate rises; then `schedule` to the end
     too_long          : a chat longer than a row is dropped and counted, or cut at the row's end
     mask              : how the assistant's tokens are found (training.chat)
-    checkpoint_every  : updates between checkpoints
+    checkpoint_every  : updates between checkpoints that serve to continue after a kill
+    device            : "cpu", "cuda", or "auto" for the GPU where there is one
     """
 
     sequence_tokens: int = 2048
@@ -61,6 +61,7 @@ class SftSettings:
     mask: MaskMethod = "auto"
     checkpoint_every: int = 50
     seed: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +100,7 @@ class SftSettings:
             seed=self.seed,
             micro_batch_sequences=self.micro_batch_sequences,
             resume_every=self.checkpoint_every,
+            device=self.device,
         )
 
 
@@ -292,19 +294,5 @@ def check_labels(batch: Batch) -> None:
         raise DataError(
             "Every label of this batch is masked, so there is nothing to learn from it",
             where="sft",
-            remedy="Check that the chats have assistant turns, and that cutting long ones leaves some of them",
+            remedy="Check that the chats have assistant turns, and that cut ones keep some of them",
         )
-
-
-def start_tokenizer(start: Path, tokenizer: Any) -> Any:
-    """The given tokenizer, that of the given folder, or that of the model folder to start from."""
-    if tokenizer is None or isinstance(tokenizer, str | Path):
-        return load_tokenizer(tokenizer or start)
-    return tokenizer
-
-
-def start_config(start: Path) -> ModelConfig:
-    """The shape of the model in a checkpoint or a Hugging Face folder."""
-    if (start / STATE).exists():
-        return read_state(start).model
-    return config_from_huggingface(read_config(start), where=str(start / "config.json"))

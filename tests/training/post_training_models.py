@@ -16,9 +16,10 @@ from training.huggingface import save_huggingface
 from training.model import Decoder, ModelConfig
 
 SPECIAL = ("<bos>", "<eos>", "<pad>", "<user>", "<assistant>", "<think>", "</think>")
-WORDS = (*SPECIAL, *"0 1 2 3 4 5 6 7 8 9 + = is".split())
+WORDS = (*SPECIAL, *["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "+", "=", "is"])
 TEMPLATE = (
-    "<bos>{% for m in messages %} <{{ m.role }}> {% if m.role == 'assistant' %}{% generation %}{{ m.content }} <eos>"
+    "<bos>{% for m in messages %} <{{ m.role }}> "
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }} <eos>"
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} <assistant>{% endif %}"
 )

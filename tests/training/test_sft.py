@@ -21,7 +21,12 @@ from training.run_log import read_rows
 from training.sft import ChatOrder, SftSettings, chat_batch, check_labels, fit_chats, pack_chats, sft
 
 SETTINGS = SftSettings(
-    sequence_tokens=32, batch_sequences=4, micro_batch_sequences=2, epochs=3, learning_rate=1e-2, checkpoint_every=3
+    sequence_tokens=32,
+    batch_sequences=4,
+    micro_batch_sequences=2,
+    epochs=3,
+    learning_rate=1e-2,
+    checkpoint_every=3,
 )
 
 
