@@ -43,6 +43,7 @@ from training.tokens import TokenSource
 EVALUATION_SCHEMA = pa.schema([pa.field("probe", pa.string(), nullable=False), *LIKELIHOOD_SCHEMA])
 RATIO_COLUMNS = ("run_id", "seed", "budget_tokens")
 METRIC_COLUMNS = ("run_id", "step", "probe", "bits_per_byte", "nats_per_token")
+Keep = Literal["all", "weights", "none"]
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -54,6 +55,7 @@ class ProxyRun:
     weights      : shares of tokens by source, sum 1
     seed         : of the data order, and of the initial weights unless `init_seed` says otherwise
     budget_share : part of the settings' steps that it trains (leave-one-out without replacement trains less)
+    keep         : checkpoints that this run keeps, if not those of the settings
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class ProxyRun:
     seed: int
     init_seed: int | None = None
     budget_share: float = 1.0
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class ProxySettings:
     context: int | None = None
     stride: int | None = None
     batch_tokens: int = 8192
-    keep: Literal["all", "weights", "none"] = "weights"
+    keep: Keep = "weights"
 
     @property
     def evaluation_context(self) -> int:
@@ -248,7 +251,7 @@ def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance
 
     done = train(settings.model, order, train_settings, here / "train", evaluate=evaluate)
     metrics = _metric_rows(here, run.run_id, train_settings.evaluate_steps)
-    _clear_checkpoints(here / "train", settings.keep)
+    _clear_checkpoints(here / "train", run.keep or settings.keep)
     evaluated = sum(row.pop("tokens") for row in metrics)
     write_json(
         here / "result.json",

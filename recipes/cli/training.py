@@ -97,7 +97,7 @@ def grpo(
     model: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
     data: Annotated[Path, typer.Option("--data", help='JSON lines of {"prompt", "answer"}.')],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; the model is in its `model`.")],
-    reward: Annotated[str, typer.Option("--reward", help="Name of a reward in training.rewards.")] = "mathematics",
+    reward: Annotated[str, typer.Option("--reward", help="Name of a reward in training.rewards.")] = "math",
     held_out: Annotated[Path | None, typer.Option("--held-out", help="Prompts to measure accuracy on.")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 100,
     prompts_per_step: Annotated[int, typer.Option(min=1)] = 8,

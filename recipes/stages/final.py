@@ -161,7 +161,7 @@ def _grpo(run: Run) -> Spent:
         seed=settings.seed,
     )
     with one_thread():
-        grpo(run.path("training", "sft", "model"), prompts, "mathematics", folder, chosen, held_out=held_out)
+        grpo(run.path("training", "sft", "model"), prompts, "math", folder, chosen, held_out=held_out)
     return _grpo_cost(run.recipe)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from curation.atomic import write_json
-from curation.errors import RecipeError
 from mixing.comparison import compare, plan_comparison
 from mixing.leave_one_out import analyse_leave_one_out, plan_leave_one_out, write_leave_one_out
 from mixing.mixture import make_mixture, read_mixture
@@ -21,8 +21,6 @@ from recipes.stages.training_setup import (
     total_steps,
     train_settings,
 )
-
-UNIFORM_RUN = "without-nothing"
 
 
 def proxy_settings(run: Run, *, checkpoints: int, test: bool = False) -> ProxySettings:
@@ -97,18 +95,18 @@ def _proxy_runs(run: Run) -> Spent:
     )
     checkpoints = run.recipe.influence.checkpoints if "uniform_proxy" in run.recipe.influence.references else 0
     first = run.recipe.leave_one_out.seeds[0]
-    baseline = plan.runs[None, first]
+    # Influence asks the checkpoints of one run on the uniform mixture; the others keep none.
+    plan.runs[None, first] = baseline = replace(plan.runs[None, first], keep="all")
     folder = run.path("proxy_runs")
-    with_checkpoints = run_proxies(
+    results = run_proxies(
         list(plan.runs.values()),
-        proxy_settings(run, checkpoints=checkpoints),
+        replace(proxy_settings(run, checkpoints=checkpoints), keep="none"),
         folder,
         workers=run.workers,
-        keep_for=[baseline.run_id],
         description="leave-one-out",
     )
     write_json(folder / "baseline.json", {"run_id": baseline.run_id, "seed": first})
-    return spent_by(with_checkpoints)
+    return spent_by(results)
 
 
 def _leave_one_out(run: Run) -> Spent:
@@ -158,13 +156,6 @@ def _comparison(run: Run) -> Spent:
     write_json(folder / "comparison.json", compare(scores["test"], mixtures=mixtures))
     write_json(folder / "on_probes.json", compare(scores["probes"], mixtures=mixtures))
     return spent_by(results)
-
-
-def check_reference(recipe: Recipe) -> None:
-    """RecipeError when influence needs domain models that the sources cannot give."""
-    for capability in recipe.capabilities:
-        if not any(capability in source.capabilities for source in recipe.sources):
-            raise RecipeError(f"No source serves the capability `{capability}`", remedy="Label one")
 
 
 PROXY_RUNS = Stage(
