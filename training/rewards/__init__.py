@@ -15,6 +15,7 @@ from training.rewards.rules import (
     MathReward,
     Reward,
     Scored,
+    describe_reward,
     named_reward,
     score,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Reward",
     "Scored",
     "answer_part",
+    "describe_reward",
     "answers_equal",
     "exact_value",
     "extract_answer",
