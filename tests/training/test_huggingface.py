@@ -11,12 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from curation.atomic import hash_folder
 from curation.errors import DataError
-from training.huggingface import (
-    config_from_huggingface,
-    config_to_huggingface,
-    load_huggingface,
-    save_huggingface,
-)
+from training.huggingface import load_huggingface, save_huggingface
+from training.huggingface_config import config_from_huggingface, config_to_huggingface
 from training.model import PRESETS, Decoder, ModelConfig
 from training.tokenizer import train_tokenizer
 

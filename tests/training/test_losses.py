@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from curation.errors import DataError
 from training.distillation import linear_forward_kl, linear_jensen_shannon, linear_reverse_kl
@@ -203,3 +204,65 @@ def test_distances_to_oneself_are_zero_and_impossible_tokens_are_survived():
         linear_jensen_shannon(hidden, weight, hidden, weight, beta=1.5)
     with pytest.raises(DataError, match="Every label"):
         linear_reverse_kl(hidden, weight, hidden, weight, torch.full((N,), -100), reduction="mean")
+
+
+def test_recomputed_gradients_have_the_precision_of_the_forward():
+    """The backward of "none", run outside autocast, makes the bfloat16 products that "sum" made inside."""
+    hidden, weight, labels = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        at_once = linear_cross_entropy(hidden, weight, labels, chunk=4)
+        each = linear_cross_entropy(hidden, weight, labels, chunk=4, reduction="none")
+    expected = torch.autograd.grad(at_once, (hidden, weight))
+    for ours, theirs in zip(torch.autograd.grad(each.sum(), (hidden, weight)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels), hidden)[0]
+    assert not torch.equal(exact, expected[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(v=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_any_size(v, seed):
+    """One token of vocabulary costs nothing; an empty batch is an empty sum."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(seed % 4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(v, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, v, (len(hidden),), generator=generator)
+    for reduction in ("sum", "none"):
+        ours = linear_cross_entropy(hidden, weight, labels, chunk=2, reduction=reduction)
+        theirs = F.cross_entropy(hidden @ weight.T, labels, reduction=reduction)
+        torch.testing.assert_close(ours, theirs)
+        gradients = torch.autograd.grad(ours.sum(), (hidden, weight))
+        torch.testing.assert_close(gradients, torch.autograd.grad(theirs.sum(), (hidden, weight)))
+    if v == 1:
+        assert ours.abs().sum() < 1e-12
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_no_tensor_is_ever_larger_than_a_chunk_of_logits(tokens):
+    vocabulary, width, chunk = 300, 4, 8
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    labels = torch.arange(tokens) % vocabulary
+    for loss in (
+        lambda: linear_cross_entropy(hidden, weight, labels, chunk=chunk),
+        lambda: linear_cross_entropy(hidden, weight, labels, chunk=chunk, reduction="none").sum(),
+        lambda: sum(x.sum() for x in linear_logprobs(hidden, weight, labels, chunk=chunk)),
+        lambda: linear_forward_kl(hidden, weight, hidden, weight, chunk=chunk),
+        lambda: linear_jensen_shannon(hidden, weight, hidden, weight, chunk=chunk, reduction="none").sum(),
+    ):
+        with _Largest() as seen:
+            loss().backward()
+        assert 0 < seen.numbers <= vocabulary * chunk
