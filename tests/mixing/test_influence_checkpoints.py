@@ -151,7 +151,7 @@ def test_finished_files_stay_and_changed_inputs_are_noticed(
 
 def test_every_preconditioner_on_a_checkpoint(trained: Trained, tmp_path: Path) -> None:
     found = {}
-    for name in ("identity", "adam", "datainf"):
+    for name in ("identity", "adam", "datainf", "ekfac"):
         settings = InfluenceSettings(preconditioner=name, curvature_documents=6)  # type: ignore[arg-type]
         [file] = influence_at_checkpoint(
             trained.job(12, "code"), trained.probes, trained.samples, tmp_path / name, settings
