@@ -26,9 +26,9 @@ from typing import Any
 
 from curation.atomic import read_json, write_json, write_text, writing_to
 from curation.errors import DataError, MachineError, RecipeError
+from curation.workers import Advance, Job, run_jobs
 from mixing.evaluations import ProbeSet, metric_rows, read_evaluation
 from mixing.proxy import ProxyRun, ProxySettings, check_run, fingerprint_of, run_settings
-from mixing.workers import Advance, Job, run_jobs
 from training.loop import train
 from training.model import Decoder
 from training.order import Batch, DataOrder, MixtureSchedule, Phase

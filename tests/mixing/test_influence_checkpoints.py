@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from curation.errors import DataError, MachineError, RecipeError
+from curation.errors import DataError, RecipeError
 from mixing.influence import (
     BENEFIT_SCHEMA,
     CheckpointJob,
@@ -27,7 +25,6 @@ from mixing.influence import (
     read_benefits,
     score_files,
 )
-from mixing.influence import workers as influence_workers
 from training.loop import TrainSettings, train
 from training.model import ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
@@ -171,15 +168,6 @@ def test_two_workers_make_the_same_files(trained: Trained, tmp_path: Path) -> No
     for a, b in zip(one, two, strict=True):
         assert a.read_bytes() == b.read_bytes()
         assert a.with_suffix(".json").read_bytes() == b.with_suffix(".json").read_bytes()
-
-
-def test_a_killed_worker_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The worker's jobs are signals that it sends to itself; its start does nothing, which saves the imports.
-    monkeypatch.setattr(influence_workers, "_work", signal.raise_signal)
-    monkeypatch.setattr(influence_workers, "_start_worker", itertools.chain)
-    jobs: list = [signal.SIGKILL, signal.SIGKILL]
-    with pytest.raises(MachineError, match="was killed"):
-        influence_at_checkpoints(jobs, {}, [], tmp_path, workers=2)
 
 
 def test_bad_jobs(trained: Trained, tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ PARENT_CHECK_SECONDS = 1.0
 REPORT_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 _ERRORS = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, MixwrightError)}
-_START = "import sys; sys.path[:] = {path!r}; from mixing.workers import serve; serve({descriptor}, {parent})"
+_START = (
+    "import sys; sys.path[:] = {path!r}; from curation.workers import serve; serve({descriptor}, {parent})"
+)
 
 
 @dataclass(frozen=True)
