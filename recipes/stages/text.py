@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.documents import Document, read_documents
+from curation.local import local_files
 from curation.sources import SourceSpec, read_source
 from curation.splits import split_of
 from curation.workers import Advance, Job, run_jobs
