@@ -49,7 +49,7 @@ def miniature_recipe(folder: Path) -> Path:
     curation["piece_bytes"] = 800
     curation["deduplication"]["dimensions"] = 16
     curation["judge"]["context"] = 64
-    curation["raters"] |= {"examples": 48, "context": 64, "dim": 32, "layers": 1, "steps": 6, "batch": 8}
+    curation["raters"] |= {"examples": 48, "context": 64, "dim": 32, "layers": 1, "epochs": 1, "batch": 8}
     recipe["post_training"] = {
         "sft": {
             "data": "generated",
