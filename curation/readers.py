@@ -133,7 +133,7 @@ def _read_json_lines(
 def _json_record(line: bytes, number: int, record: RecordMaker) -> Document | BrokenRecord:
     place = f"line {number}"
     try:
-        fields = json.loads(line.decode("utf-8"), parse_constant=lambda name: None)
+        fields = json.loads(line.rstrip(b"\r\n").decode("utf-8"), parse_constant=lambda name: None)
     except UnicodeDecodeError as error:
         return record.broken(
             place, f"not UTF-8: byte {error.start + 1} of the line is {line[error.start]:#04x}"

@@ -85,16 +85,17 @@ def simple_sum(seed: int, index: int, largest: int = 20, steps: int = 2) -> Word
     if largest < 2 or steps not in (1, 2):
         raise RecipeError("Simple sums need `largest` of at least 2 and `steps` of 1 or 2")
     random = Random(f"simple_sum:{seed}:{index}")
-    value = random.randint(0, largest)
+    value = random.randint(1, largest)
     expression = str(value)
     worked: list[str] = []
     for _ in range(random.randint(1, steps)):
         # A product only as the first step, so that reading from left to right is right.
         sign = random.choice("+-*" if not worked else "+-")
         if sign == "*":
-            value = value % (largest // 2 + 1)
+            value = 1 + value % (largest // 2)
             expression = str(value)
-        other = random.randint(0, {"+": largest, "-": min(value, largest), "*": largest // 2}[sign])
+        sign = sign if value else "+"
+        other = random.randint(1, {"+": largest, "-": min(value, largest), "*": largest // 2}[sign])
         result = {"+": value + other, "-": value - other, "*": value * other}[sign]
         worked.append(f"{value} {sign} {other} = {result}")
         expression, value = f"{expression} {sign} {other}", result

@@ -52,7 +52,9 @@ class Mixture:
         for table in (self.intervals, self.epochs, self.caps):
             if table is not None and set(table) != set(self.weights):
                 odd = sorted(set(table) ^ set(self.weights))
-                raise DataError(f"Intervals, epochs, caps and weights name different sources, such as {odd[0]!r}")
+                raise DataError(
+                    f"Intervals, epochs, caps and weights name different sources, such as {odd[0]!r}"
+                )
 
     def check_sources(self, known: Collection[str], where: str = "mixture") -> None:
         """Raise RecipeError when the mixture gives weight to a source that is not among the known ones."""
@@ -62,14 +64,18 @@ class Mixture:
                 raise RecipeError(
                     f"The mixture names source {name!r}, which is not there",
                     where=where,
-                    remedy=f"Did you mean {near[0]!r}?" if near else f"Known sources: {', '.join(sorted(known))}",
+                    remedy=f"Did you mean {near[0]!r}?"
+                    if near
+                    else f"Known sources: {', '.join(sorted(known))}",
                 )
 
 
 def check_weights(weights: Mapping[str, float], *, where: str) -> None:
     """Raise RecipeError unless the weights are finite, not negative and sum to 1 (to 1e-6)."""
     if not weights:
-        raise RecipeError("A mixture needs at least one source", where=where, remedy="Name the sources to mix")
+        raise RecipeError(
+            "A mixture needs at least one source", where=where, remedy="Name the sources to mix"
+        )
     for name, weight in weights.items():
         if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
             raise RecipeError(
@@ -115,7 +121,9 @@ def make_mixture(
     limited = available_tokens is not None and max_epochs is not None
     if limited and budget_tokens is None:
         raise RecipeError(
-            "A limit on epochs needs a budget in tokens", where="budget_tokens", remedy="Give the training tokens"
+            "A limit on epochs needs a budget in tokens",
+            where="budget_tokens",
+            remedy="Give the training tokens",
         )
     wanted = normalised({n: max(float(w), 0.0) for n, w in proposal.items()})
     weights = project(
@@ -194,7 +202,9 @@ def read_mixture(path: Path | str) -> Mixture:
         ) from error
     if not isinstance(value, dict) or not isinstance(value.get("weights"), dict):
         raise DataError(
-            "The file holds no mixture", where=where, remedy='It needs {"weights": {"<source>": <share>, ...}}'
+            "The file holds no mixture",
+            where=where,
+            remedy='It needs {"weights": {"<source>": <share>, ...}}',
         )
     if value.get("schema", SCHEMA) != SCHEMA:
         raise DataError(
@@ -212,7 +222,9 @@ def read_mixture(path: Path | str) -> Mixture:
     intervals = value.get("intervals")
     return Mixture(
         weights={str(n): float(w) for n, w in value["weights"].items()},
-        intervals=None if intervals is None else {n: (float(i[0]), float(i[1])) for n, i in intervals.items()},
+        intervals=None
+        if intervals is None
+        else {n: (float(i[0]), float(i[1])) for n, i in intervals.items()},
         method=str(value.get("method", "given")),
         budget_tokens=value.get("budget_tokens"),
         epochs=value.get("epochs"),

@@ -123,7 +123,9 @@ def share_bounds(
             remedy="Lower some of them",
         )
     if most < 1 - TOLERANCE:
-        raise RecipeError(_too_little(names, high, caps, budget_tokens, max_epochs, most), **_advice(names, high))
+        raise RecipeError(
+            _too_little(names, high, caps, budget_tokens, max_epochs, most), **_advice(names, high)
+        )
     return Bounds(low, high, budget_tokens)
 
 
@@ -248,7 +250,8 @@ def _too_little(
 ) -> str:
     missing = (1 - most) * budget_tokens
     limits = "; ".join(
-        f"{n}: {high[n] * budget_tokens:,.0f}" + (" (its text)" if caps[n] <= high[n] else " (its maximum share)")
+        f"{n}: {high[n] * budget_tokens:,.0f}"
+        + (" (its text)" if caps[n] <= high[n] else " (its maximum share)")
         for n in names
     )
     read = f" read at most {max_epochs:g} times" if max_epochs is not None else ""

@@ -119,7 +119,9 @@ class _Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         code = _START.format(path=sys.path, descriptor=theirs.fileno(), parent=os.getpid())
-        environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+        environment = dict(
+            os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
+        )
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -224,7 +226,11 @@ def _death(name: str, code: int) -> MachineError:
             cause = f"killed by signal {-code}"
     else:
         cause = f"ended with exit code {code}"
-    memory = "Most often the memory ran out: use fewer workers or smaller batches. " if code == -signal.SIGKILL else ""
+    memory = (
+        "Most often the memory ran out: use fewer workers or smaller batches. "
+        if code == -signal.SIGKILL
+        else ""
+    )
     return MachineError(
         f"The worker of {name!r} was lost: {cause}",
         where="workers",

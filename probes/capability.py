@@ -72,7 +72,8 @@ def build_probes(
         for capability in dict.fromkeys(capabilities[source]):
             probes.setdefault(capability, []).extend(chosen)
     return {
-        capability: sorted(probes[capability], key=lambda d: (d.source, d.id)) for capability in sorted(probes)
+        capability: sorted(probes[capability], key=lambda d: (d.source, d.id))
+        for capability in sorted(probes)
     }
 
 
@@ -112,7 +113,9 @@ def read_probes(folder: Path | str) -> dict[str, list[Document]]:
     files = sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
     if not files:
         raise DataError(
-            "There are no probes here", where=str(folder), remedy="Run the probes stage, or name another folder"
+            "There are no probes here",
+            where=str(folder),
+            remedy="Run the probes stage, or name another folder",
         )
     return {file.stem: read_documents(file) for file in files}
 

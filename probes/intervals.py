@@ -137,7 +137,9 @@ def ratio_draws(numerators: np.ndarray, denominator: np.ndarray, *, seed: int, r
 def percentile_interval(draws: np.ndarray, level: float) -> tuple[float, float]:
     """The central interval that holds `level` of the draws."""
     if not 0 < level < 1:
-        raise RecipeError(f"An interval of level {level} does not exist", where="level", remedy="Choose 0.9, say")
+        raise RecipeError(
+            f"An interval of level {level} does not exist", where="level", remedy="Choose 0.9, say"
+        )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -163,6 +165,8 @@ def _by_id(table: pa.Table) -> tuple[list[str], np.ndarray, np.ndarray]:
     size = np.asarray(table["bytes"].to_numpy(), dtype=np.float64)
     nats = np.asarray(table["nats"].to_numpy(), dtype=np.float64)
     if not ids or size.sum() <= 0:
-        raise DataError("The likelihood table holds no text", remedy="Give probes that hold documents with text")
+        raise DataError(
+            "The likelihood table holds no text", remedy="Give probes that hold documents with text"
+        )
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return [ids[i] for i in order], size[order], nats[order]

@@ -150,7 +150,7 @@ def score_documents(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _maybe_progress(progress_label, len(windows)) as task:
+        with torch.no_grad(), _maybe_progress(progress_label, len(windows)) as task:
             for batch in _batches(windows, batch_tokens):
                 _score_batch(model, documents, batch, nats)
                 if task is not None:

@@ -21,26 +21,26 @@ EAGER_CPU_QUERIES = 8
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None = None) -> Tensor:
-    """Radians per position of each rotated pair, float64 [head_dim / 2]; RoFormer, section 3.2.2.
+    """Radians per position of each rotated pair, float32 [head_dim / 2]; RoFormer, section 3.2.2.
 
     `scaling` of type "llama3" stretches the long wavelengths by `factor`, keeps the short ones and blends
     between, as Llama 3.1 does; of type "linear" it divides all frequencies by `factor`.
     """
-    # theta ** x is rounded to float32 on purpose: published checkpoints were trained with those values.
+    # In float32 on purpose: published checkpoints were trained with those values.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
-    frequencies = (1.0 / (theta**exponents)).float()
+    frequencies = 1.0 / (theta**exponents)
     kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
     if scaling is None or kind == "default":
-        return frequencies.double()
+        return frequencies
     if kind == "linear":
-        return (frequencies / scaling["factor"]).double()
+        return frequencies / scaling["factor"]
     factor, trained = scaling["factor"], scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelength = 2 * math.pi / frequencies
     blend = (trained / wavelength - low) / (high - low)
     blended = (1 - blend) * frequencies / factor + blend * frequencies
     long, short = wavelength > trained / low, wavelength < trained / high
-    return torch.where(long, frequencies / factor, torch.where(short, frequencies, blended)).double()
+    return torch.where(long, frequencies / factor, torch.where(short, frequencies, blended))
 
 
 def rotation(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

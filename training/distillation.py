@@ -151,7 +151,7 @@ def _distance(
     if reduction == "none":
         return chunked_values(hidden, weight, rows, objective, 1, chunk)[:, 0]
     # Two sets of logits are alive at once, so half as many tokens keep the same memory.
-    total = chunked_sum(hidden, weight, rows, objective, chunk or max(chunk_tokens(None, weight) // 2, 64))
+    total = chunked_sum(hidden, weight, rows, objective, chunk or chunk_tokens(None, weight) // 2)
     return total / len(rows) if reduction == "mean" else total
 
 

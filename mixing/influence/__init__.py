@@ -12,7 +12,6 @@ from mixing.influence.checkpoints import (
     InfluenceSettings,
     choose_samples,
     influence_at_checkpoint,
-    influence_at_checkpoints,
     read_benefits,
 )
 from mixing.influence.directions import (
@@ -35,6 +34,7 @@ from mixing.influence.weights import (
     positive_weights,
     trust_region_weights,
 )
+from mixing.influence.workers import influence_at_checkpoints
 
 __all__ = [
     "BENEFIT_SCHEMA",

@@ -7,14 +7,8 @@ inputs and settings have not changed is not made again.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from curation.atomic import hash_file, hash_value, read_json, replacing, write_json
-from curation.errors import DataError, MachineError, RecipeError
-from curation.progress import progress
+from curation.errors import DataError, RecipeError
 from mixing.influence.directions import Direction, Preconditioner, load_adam_moments, probe_directions
 from mixing.influence.documents import (
     Reduction,
@@ -142,12 +135,13 @@ def influence_at_checkpoint(
     fingerprint = _fingerprint(job, wanted, samples, settings)
     if all(_finished(file, fingerprint) for file in files):
         return files
-    from training.loop import load_checkpoint_model
+    from training.checkpoint import load_checkpoint_model
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = load_checkpoint_model(job.checkpoint)
+        # The weights of that very step, which the optimizer's moments belong to, not the mean of the last.
+        model = load_checkpoint_model(job.checkpoint, averaged=False)
         directions = probe_directions(
             model,
             wanted,
@@ -168,48 +162,6 @@ def influence_at_checkpoint(
             scores.table(capability, reference=job.reference, checkpoint=job.step),
             _record(scores, directions[capability], job, settings, fingerprint),
         )
-    return files
-
-
-def influence_at_checkpoints(
-    jobs: Sequence[CheckpointJob],
-    probes: Mapping[str, Sequence[Tokenized]],
-    samples: Sequence[Tokenized],
-    out: Path,
-    settings: InfluenceSettings = DEFAULT_SETTINGS,
-    workers: int = 1,
-) -> list[Path]:
-    """`influence_at_checkpoint` for every job, side by side in `workers` processes when there are several.
-
-    The files do not depend on the number of workers. Raises MachineError when a worker is killed; what is
-    finished stays and is not computed again.
-    """
-    files: list[Path] = []
-    with progress("influence", total=len(jobs), unit="checkpoints") as task:
-        if workers <= 1 or len(jobs) <= 1:
-            for job in jobs:
-                files += influence_at_checkpoint(job, probes, samples, out, settings)
-                task.advance()
-            return files
-        shared = ({c: _plain(p) for c, p in probes.items()}, _plain(samples), Path(out), settings)
-        pool = ProcessPoolExecutor(
-            min(workers, len(jobs)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=shared,
-        )
-        try:
-            for made in pool.map(_work, jobs):
-                files += made
-                task.advance()
-        except BrokenProcessPool as error:
-            raise MachineError(
-                "A worker that scored influence was killed",
-                where=str(out),
-                remedy="Look for a lack of memory and run again: finished checkpoints are kept",
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
     return files
 
 
@@ -324,29 +276,3 @@ def _documents_hash(documents: Sequence[Tokenized]) -> str:
 def _finished(file: Path, fingerprint: str) -> bool:
     beside = file.with_suffix(".json")
     return file.is_file() and beside.is_file() and read_json(beside).get("inputs") == fingerprint
-
-
-def _plain(documents: Sequence[Tokenized]) -> list[SampleDocument]:
-    """Records that pickle without what they came from (memory maps, texts)."""
-    return [SampleDocument(d.id, d.source, np.asarray(d.ids, dtype=np.int32)) for d in documents]
-
-
-_shared: tuple = ()
-
-
-def _start_worker(*shared: Any) -> None:
-    global _shared
-    _shared = shared
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker must not outlive a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(job: CheckpointJob) -> list[Path]:
-    return influence_at_checkpoint(job, *_shared)

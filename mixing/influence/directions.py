@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from mixing.influence.explicit import weighted_gradient
 from mixing.influence.scorers import Vectors, norm
 
 Preconditioner = Literal["identity", "adam", "datainf", "ekfac"]
+SECOND = "exp_avg_sq."  # before the parameter's name in optimizer.safetensors
 PRECONDITIONERS: tuple[Preconditioner, ...] = ("identity", "adam", "datainf", "ekfac")
 Parameters = Literal["all", "embedding_and_output"] | Callable[[str], bool]
 
@@ -85,20 +87,25 @@ class AdamMoments:
         """v = g / (sqrt(s / (1 - beta2^step)) + epsilon): how far Adam moves for a gradient g.
 
         Where we differ from LESS: it divides the samples' gradients and keeps epsilon inside the root; the
-        product g_x' v is the same up to epsilon.
+        product g_x' v is the same up to epsilon. Entries whose second moment is exactly zero have never had a
+        gradient (the embedding of a token that training has not met); they have no scale and are left out,
+        where the formula would give them the weight 1 / epsilon.
         """
         correction = 1.0 - self.beta2**self.step
-        missing = sorted(set(gradient) - set(self.second))
-        if missing:
-            raise DataError(
-                f"The optimizer's state has no second moment of {missing[0]}",
-                where="adam preconditioner",
-                remedy="Use the optimizer state of the same checkpoint",
-            )
-        return {
-            name: g / ((self.second[name].to(g) / correction).sqrt() + self.epsilon)
-            for name, g in gradient.items()
-        }
+        found: Vectors = {}
+        for name, g in gradient.items():
+            # Hugging Face folders put the decoder's names under "model.".
+            moment = self.second.get(name, self.second.get(name.removeprefix("model.")))
+            if moment is None or moment.shape != g.shape:
+                raise DataError(
+                    f"The optimizer's state has no second moment of {name}, or one of another shape",
+                    where="adam preconditioner",
+                    remedy="Use the optimizer state of the same checkpoint",
+                )
+            moment = moment.to(g)
+            scale = (moment / correction).sqrt() + self.epsilon
+            found[name] = torch.where(moment > 0, g / scale, 0.0)
+        return found
 
 
 def choose_parameters(adapter: LossAdapter, parameters: Parameters) -> list[str]:
@@ -232,25 +239,20 @@ def load_adam_moments(folder: Path | str) -> AdamMoments:
         raise _no_moments(str(folder))
     state = read_json(folder / "state.json")
     tensors = load_file(folder / "optimizer.safetensors")
-    second = _second_moments(tensors)
-    settings = state.get("settings", state)
-    step = int(state.get("optimizer_step", state.get("step", 0)))
+    second = {n.removeprefix(SECOND): t for n, t in tensors.items() if n.startswith(SECOND)}
+    try:
+        step = int(state["step"])
+        training = state["settings"]["training"]
+        beta2, epsilon = float(training["beta2"]), float(training["epsilon"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The optimizer's state does not say {error}",
+            where=str(folder / "state.json"),
+            remedy="Use a checkpoint that this version's trainer has written",
+        ) from error
     if not second or step < 1:
         raise _no_moments(str(folder))
-    return AdamMoments(second, step, float(settings.get("beta2", 0.95)), float(settings.get("epsilon", 1e-8)))
-
-
-def _second_moments(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name says second moment, under the name of their parameter."""
-    second = {}
-    for name, tensor in tensors.items():
-        for mark in ("exp_avg_sq.", "second."):
-            if name.startswith(mark):
-                second[name.removeprefix(mark)] = tensor
-        for mark in (".exp_avg_sq", ".second"):
-            if name.endswith(mark):
-                second[name.removesuffix(mark)] = tensor
-    return second
+    return AdamMoments(second, step, beta2, epsilon)
 
 
 def _no_moments(where: str) -> RecipeError:

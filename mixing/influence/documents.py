@@ -193,7 +193,7 @@ def check_vocabulary(documents: Sequence[Tokenized], vocabulary: int) -> None:
         ids = np.asarray(document.ids)
         if len(ids) and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
             raise DataError(
-                f"Document {document.id!r} has token {int(ids.max())}, outside the vocabulary of {vocabulary}",
+                f"Document {document.id!r} has token {int(ids.max())}, outside the {vocabulary} of the model",
                 where=f"source {document.source}",
                 remedy="Tokenise the documents with the tokenizer that the model was trained with",
             )

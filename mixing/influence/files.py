@@ -14,6 +14,7 @@ from curation.atomic import hash_folder
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.readers import BrokenRecord, read_file
+from mixing.influence.adapters import adapt
 from mixing.influence.checkpoints import DEFAULT_SETTINGS, InfluenceSettings, score_with, write_benefits
 from mixing.influence.directions import Preconditioner, load_adam_moments, probe_directions
 from mixing.influence.documents import SampleDocument, spread_over_sources
@@ -28,11 +29,13 @@ def score_files(
     preconditioner: Preconditioner = "identity",
     out: Path | str | None = None,
     settings: InfluenceSettings = DEFAULT_SETTINGS,
+    tokenizer_dir: Path | str | None = None,
 ) -> pa.Table:
     """Benefit of every document of `samples_file` for every probe: the rows of `BENEFIT_SCHEMA`, written to
     `out`.
 
-    model_dir      : a Hugging Face folder of a causal model with its tokenizer, or a name on the hub
+    model_dir      : a Hugging Face folder of a causal model with its tokenizer, a name on the hub, or a
+                     checkpoint folder of our trainer (then `tokenizer_dir` is needed)
     samples_file   : documents `{"id"?, "text", "source"?}` in a .jsonl, .jsonl.gz, .jsonl.zst, .parquet or
                      .txt file
     probes         : capability -> such a file
@@ -46,7 +49,7 @@ def score_files(
         raise RecipeError("There is no probe", where="--probe", remedy="Give at least one as NAME=FILE")
     settings = replace(settings, preconditioner=preconditioner)
     moments = load_adam_moments(model_dir) if preconditioner == "adam" else None
-    model, tokenizer = _load(model_dir)
+    model, tokenizer = _load(model_dir, tokenizer_dir)
     samples, notes = read_samples(samples_file, tokenizer, with_end=True)
     wanted = {}
     for name, file in probes.items():
@@ -128,13 +131,24 @@ def same_texts(
     return notes
 
 
-def _load(model_dir: Path | str) -> tuple[Any, Any]:
+def _load(model_dir: Path | str, tokenizer_dir: Path | str | None) -> tuple[Any, Any]:
     """A float32 causal model and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    ours = (Path(model_dir) / "state.json").is_file() and not (Path(model_dir) / "config.json").is_file()
+    if ours and tokenizer_dir is None:
+        raise RecipeError(
+            "A checkpoint of the trainer does not hold its tokenizer",
+            where=str(model_dir),
+            remedy="Give the tokenizer's folder too",
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir or model_dir))
+        if ours:
+            from training.checkpoint import load_checkpoint_model
+
+            return _matching(load_checkpoint_model(model_dir, averaged=False), tokenizer, model_dir)
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(model_dir), dtype=torch.float32, attn_implementation="eager"
         )
@@ -144,7 +158,12 @@ def _load(model_dir: Path | str) -> tuple[Any, Any]:
             where=str(model_dir),
             remedy="Give a Hugging Face folder with config.json, weights and a tokenizer",
         ) from error
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return _matching(model, tokenizer, model_dir)
+
+
+def _matching(model: Any, tokenizer: Any, model_dir: Path | str) -> tuple[Any, Any]:
+    """Both, or DataError when the tokenizer has tokens that the model lacks."""
+    vocabulary = adapt(model).vocabulary
     if len(tokenizer) > vocabulary:
         raise DataError(
             f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match",

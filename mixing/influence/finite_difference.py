@@ -2,8 +2,8 @@
 
 benefit = [L(theta + h u) - L(theta - h u)] / 2h times |v|, with u = v / |v| (Mirrored influence, arXiv
 2402.08922, is the one-sided form along a whole optimiser step). The error is of order h^2 (central) or h
-(one-sided) plus the rounding of the losses over h, so it needs float32 or better. Differences are taken token by token
-and summed in float64.
+(one-sided) plus the rounding of the losses over h, so it needs float32 or better. Differences are taken
+token by token and summed in float64.
 """
 
 from __future__ import annotations

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import nn
 
 from curation.errors import RecipeError
 from curation.progress import progress
-from mixing.influence.adapters import LossAdapter, adapt, scoring
+from mixing.influence.adapters import adapt, scoring
 from mixing.influence.directions import Direction
 from mixing.influence.documents import (
     BatchPlan,
@@ -27,14 +25,10 @@ from mixing.influence.documents import (
     Tokenized,
     Windows,
     check_vocabulary,
-    spread_over_sources,
 )
-from mixing.influence.explicit import Explicit
-from mixing.influence.finite_difference import STEPS, FiniteDifference, Side
-from mixing.influence.forward_mode import ForwardMode
-from mixing.influence.ghost import Ghost
-from mixing.influence.pilot import Agreement, agreement
-from mixing.influence.scorers import Scorer, UnknownLayerError, Vectors, check_directions, score_plan
+from mixing.influence.finite_difference import FiniteDifference
+from mixing.influence.scorers import Vectors, check_directions, score_plan
+from mixing.influence.trial import Trial
 
 Engine = Literal[
     "auto",
@@ -47,9 +41,6 @@ Engine = Literal[
 ]
 ENGINES: tuple[str, ...] = Engine.__args__  # type: ignore[attr-defined]
 PILOT_DOCUMENTS = 32
-STEP_DOCUMENTS = 8  # of the pilot, on which the step of a finite difference is chosen
-LOW_RANK_ENERGY = 0.9999
-GOOD_STEP_ERROR = 1e-4
 
 BENEFIT_SCHEMA = pa.schema(
     [
@@ -117,9 +108,11 @@ def score(
                 number) or their "sum"
     context   : rows of at most this many tokens; `windows` "first" scores the first row of a document only,
                 "all" scores all of it, later rows without what came before
-    engine    : "auto" takes central finite differences for one direction in float32 (2 F), low-rank or
-                whole ghost products for several or for bfloat16, and the next exact engine if the pilot
-                disagrees. A named engine is used whatever the pilot says; the agreement is stored.
+    engine    : "auto" tries engines from the cheapest on until one agrees with the exact reference on a
+                pilot: in float32 and for one direction that is central finite differences (2 F), for
+                       several or in
+                bfloat16 ghost products with directions of low rank. A named engine is used whatever the pilot
+                says; the agreement is stored.
     label     : shows progress under this name
     Raises DataError for token ids outside the vocabulary, a direction that is zero, and losses that are not
     finite.
@@ -143,7 +136,7 @@ def score(
 
     plan = plan_of(documents)
     with scoring(adapter):
-        trial = _Trial(adapter, vectors, documents, plan_of, pilot_documents)
+        trial = Trial(adapter, vectors, documents, plan_of, pilot_documents)
         scorer, agreed, notes = trial.choose(engine)
         with _progress(label, plan) as advance:
             benefit = score_plan(scorer, plan, len(vectors), advance)
@@ -172,115 +165,6 @@ def score(
         benefit,
         record,
     )
-
-
-class _Trial:
-    """The pilot of one `score`: the reference's values, and the engines tried against them."""
-
-    def __init__(
-        self,
-        adapter: LossAdapter,
-        vectors: list[Vectors],
-        documents: Sequence[Tokenized],
-        plan_of: Callable[[Sequence[Tokenized]], BatchPlan],
-        count: int,
-    ) -> None:
-        self.adapter, self.vectors, self.plan_of = adapter, vectors, plan_of
-        self.documents = [documents[i] for i in spread_over_sources(documents, count)]
-        self.forward_tokens = 0.0
-        self._exact: np.ndarray | None = None
-        self.reference = ""
-
-    def choose(self, engine: Engine) -> tuple[Scorer, Agreement | None, list[str]]:
-        """The engine to use, its agreement with the reference, and what the reader should know."""
-        notes: list[str] = []
-        wanted = self._candidates() if engine == "auto" else [engine]
-        for at, name in enumerate(wanted):
-            try:
-                scorer = self._make(name)
-                found = self._compare(scorer)
-            except UnknownLayerError as error:
-                notes.append(
-                    f"The {name} engine does not know every layer ({error}); the exact slow path is used"
-                )
-                continue
-            if found is None or found.good or at + 1 == len(wanted):
-                return scorer, found, notes
-            notes.append(
-                f"The {scorer.name} engine did not agree with the reference on the pilot (within source "
-                f"{found.within_source:.5f}, signs {found.signs_clear:.3f}); the next engine is used"
-            )
-        scorer = self._make("explicit")
-        return scorer, self._compare(scorer), notes
-
-    def _candidates(self) -> list[str]:
-        """Cheapest first; the last is exact."""
-        if self.adapter.dtype in (torch.bfloat16, torch.float16):
-            return ["ghost_low_rank", "ghost", "forward", "explicit"]
-        if len(self.vectors) == 1:
-            return ["finite_difference", "ghost", "forward", "explicit"]
-        return ["ghost_low_rank", "ghost", "finite_difference_one_sided", "forward", "explicit"]
-
-    def _make(self, name: str) -> Scorer:
-        if name == "forward":
-            return ForwardMode(self.adapter, self.vectors)
-        if name == "explicit":
-            return Explicit(self.adapter, self.vectors)
-        if name == "ghost":
-            return Ghost(self.adapter, self.vectors)
-        if name == "ghost_low_rank":
-            return Ghost(self.adapter, self.vectors, LOW_RANK_ENERGY)
-        return self._with_step("central" if name == "finite_difference" else "one")
-
-    def _with_step(self, side: Side) -> FiniteDifference:
-        """A finite difference whose step is good enough on a part of the pilot, or else the best."""
-        if self.adapter.dtype not in STEPS:
-            raise RecipeError(
-                f"A finite difference in {self.adapter.dtype} would measure rounding",
-                where="influence.engine",
-                remedy="Use the engine ghost, or load the model in float32",
-            )
-        steps = STEPS[self.adapter.dtype]
-        chosen = spread_over_sources(self.documents, STEP_DOCUMENTS)
-        if not chosen:
-            return FiniteDifference(self.adapter, self.vectors, steps[0], side)
-        plan, exact = self.plan_of([self.documents[i] for i in chosen]), self.exact()[chosen]
-        errors: dict[float, float] = {}
-        for step in steps:
-            scorer = FiniteDifference(self.adapter, self.vectors, step, side)
-            values = self._run(scorer, plan)
-            errors[step] = float(np.sqrt(np.mean((values - exact) ** 2) / np.mean(exact**2)))
-            if errors[step] <= GOOD_STEP_ERROR:
-                break
-        best = min(errors, key=lambda step: errors[step])
-        return FiniteDifference(self.adapter, self.vectors, best, side)
-
-    def exact(self) -> np.ndarray:
-        """The reference's values on the pilot; a half-precision model is compared with itself in float32."""
-        if self._exact is None:
-            adapter = self.adapter
-            if adapter.dtype in (torch.bfloat16, torch.float16):
-                adapter = deepcopy(adapter).float()
-            reference: Scorer = ForwardMode(adapter, self.vectors)
-            plan = self.plan_of(self.documents)
-            try:
-                self._exact = self._run(reference, plan)
-            except (NotImplementedError, RuntimeError):  # an operation without a forward-mode derivative
-                reference = Explicit(adapter, self.vectors)
-                self._exact = self._run(reference, plan)
-            self.reference = reference.name
-        return self._exact
-
-    def _compare(self, scorer: Scorer) -> Agreement | None:
-        if not self.documents:
-            return None
-        exact = self.exact()
-        values = self._run(scorer, self.plan_of(self.documents))
-        return agreement(values, exact, [d.source for d in self.documents], scorer.name, self.reference)
-
-    def _run(self, scorer: Scorer, plan: BatchPlan) -> np.ndarray:
-        self.forward_tokens += scorer.forwards * plan.read_tokens
-        return score_plan(scorer, plan, len(self.vectors))
 
 
 @contextmanager

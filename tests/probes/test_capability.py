@@ -25,7 +25,9 @@ def test_probes_are_unions_over_sources_of_a_share() -> None:
     for documents in probes.values():
         assert len(documents) == 8 and len({d.source for d in documents}) == 2
         assert all(d.source != "noise" for d in documents)
-    assert {d.id for d in probes["code"] if d.source == "qa"} == {d.id for d in probes["knowledge"] if d.source == "qa"}
+    assert {d.id for d in probes["code"] if d.source == "qa"} == {
+        d.id for d in probes["knowledge"] if d.source == "qa"
+    }
 
 
 def test_the_choice_depends_on_seed_and_id_alone() -> None:

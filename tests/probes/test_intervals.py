@@ -14,7 +14,13 @@ from probes.likelihood import LIKELIHOOD_SCHEMA
 
 
 def _table(ids, size, nats) -> pa.Table:
-    columns = {"id": list(ids), "source": ["s"] * len(ids), "tokens": [5] * len(ids), "bytes": size, "nats": nats}
+    columns = {
+        "id": list(ids),
+        "source": ["s"] * len(ids),
+        "tokens": [5] * len(ids),
+        "bytes": size,
+        "nats": nats,
+    }
     return pa.Table.from_pydict(columns, schema=LIKELIHOOD_SCHEMA)
 
 
@@ -51,7 +57,9 @@ def test_bootstrap_covers_at_its_level() -> None:
     for trial in range(200):
         size = rng.integers(50, 400, 80)
         nats = size * rng.gamma(9, 1 / 9, 80)
-        interval = bootstrap_bits_per_byte(_table([str(i) for i in range(80)], size, nats), seed=trial, resamples=200)
+        interval = bootstrap_bits_per_byte(
+            _table([str(i) for i in range(80)], size, nats), seed=trial, resamples=200
+        )
         inside += interval.low <= 1 / math.log(2) <= interval.high
     assert 0.82 <= inside / 200 <= 0.96
 

@@ -28,7 +28,9 @@ def _documents(lengths: list[int], vocabulary: int = 97) -> list[TokenizedDocume
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
-def test_windows_score_each_token_once_with_enough_context(tokens: int, context: int, data: st.DataObject) -> None:
+def test_windows_score_each_token_once_with_enough_context(
+    tokens: int, context: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, context))
     windows = list(rolling_windows(tokens, context, stride))
     scored = [i for w in windows for i in range(w.first, w.end)]

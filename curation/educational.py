@@ -1,0 +1,198 @@
+"""The educational score: the FineWeb-Edu classifier, or any regression classifier of that shape.
+
+`HuggingFaceFW/fineweb-edu-classifier` is a BertForSequenceClassification with one output that was trained on
+0 to 5 points of an additive rubric for grade-school material. We keep its raw float32 output; Hugging Face's
+own script runs in bfloat16, whose spacing at 4 is 1/32, and so moves documents across a threshold of 4.
+
+Rules, applied to the score table afterwards:
+    raw > X           the raw score is above X. `raw > 4` is the default: the paper's "scores above 4", read
+                      literally.
+    int_score >= K    int(round(clip(score, 0, 5))) >= K with Python's rounding of halves to even, as the
+                      published `int_score`; `int_score >= 4` passes every raw score from 3.5 on, because 3.5
+                      rounds to 4.
+    top X             the best ceil(X n) of the source. For code, proofs and tables, which an English rubric
+                      for school pages rarely passes, and for classifiers whose scale is not FineWeb-Edu's.
+    all               no educational filter for this source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import regex
+import torch
+
+from curation.batches import head_tokens, length_sorted_batches, one_thread, padded
+from curation.documents import Document
+from curation.errors import DataError, RecipeError
+from curation.score_tables import model_fingerprint, top_share
+
+DEFAULT_RULE = "raw > 4"
+FEW = 0.01
+
+_FORMS = regex.compile(r"(?P<all>all)|(?P<kind>raw\s*>|int_score\s*>=|top)\s*(?P<value>-?\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class EducationalRule:
+    """Which scores pass; see the module's text. `value` is the threshold, or the share for `top`."""
+
+    kind: Literal["raw", "int_score", "top", "all"]
+    value: float
+
+    def __str__(self) -> str:
+        operator = {"raw": "raw >", "int_score": "int_score >=", "top": "top"}.get(self.kind)
+        return "all" if operator is None else f"{operator} {self.value:g}"
+
+
+def parse_rule(text: str) -> EducationalRule:
+    """Read a rule as the recipe writes it; RecipeError if it is none of the four forms.
+
+    >>> parse_rule("int_score >= 4")
+    EducationalRule(kind='int_score', value=4.0)
+    """
+    match = _FORMS.fullmatch(text.strip())
+    if match is None:
+        raise RecipeError(
+            f"`{text}` is not an educational rule",
+            remedy="Write `raw > 4`, `int_score >= 4`, `top 0.1` (the best tenth of the source) or `all`",
+        )
+    if match["all"]:
+        return EducationalRule("all", 0.0)
+    value = float(match["value"])
+    if match["kind"].startswith("top"):
+        if not 0 < value <= 1:
+            raise RecipeError(
+                f"`{text}` keeps no share of the source", remedy="Give a share such as `top 0.1`"
+            )
+        return EducationalRule("top", value)
+    return EducationalRule("raw" if match["kind"].startswith("raw") else "int_score", value)
+
+
+def int_score(scores: np.ndarray) -> np.ndarray:
+    """The published integer score: clipped to 0..5, halves to even (2.5 is 2, 3.5 and 4.5 are 4). Shape
+    kept.
+    """
+    return np.rint(np.clip(scores, 0, 5)).astype(np.int64)
+
+
+def passing(scores: pl.DataFrame, rule: EducationalRule) -> pl.DataFrame:
+    """The rows of one source's table (`id, educational_score`) that pass `rule`, sorted by id."""
+    column = scores["educational_score"].to_numpy()
+    if rule.kind == "raw":
+        return scores.filter(pl.Series(column > rule.value)).sort("id")
+    if rule.kind == "int_score":
+        return scores.filter(pl.Series(int_score(column) >= rule.value)).sort("id")
+    if rule.kind == "top" and scores.height:
+        return top_share(scores, "educational_score", rule.value).sort("id")
+    return scores.sort("id")
+
+
+def few_passed(source: str, passed: int, read: int, rule: EducationalRule) -> str | None:
+    """A sentence for the user when under 1 % of a source passes, else None."""
+    if not read or passed >= FEW * read:
+        return None
+    return (
+        f"Only {passed} of the {read} documents of {source} pass the educational rule `{rule}`. The rubric "
+        f"is for English school pages; code, proofs and tables rarely pass it. Give {source} a rule of its "
+        f"own, such as `top 0.1` or `all`."
+    )
+
+
+@dataclass(frozen=True)
+class EducationalClassifier:
+    """The scorer (see score_tables.Scorer) of an educational classifier; column `educational_score`.
+
+    model        : folder or hub id of an AutoModelForSequenceClassification with one label
+    max_tokens   : only the head of a document is seen, as published: 512 tokens or what the model can take
+    batch_tokens : padded tokens per forward pass; memory against speed
+    reuse        : name of a `meta` field that already holds the score (FineWeb-Edu's `score`); such documents
+                   are not scored again
+    device       : where torch computes
+    unsafe_weights : also load pickled weights, which can run code of whoever made them
+    """
+
+    model: str
+    max_tokens: int = 512
+    batch_tokens: int = 8192
+    reuse: str | None = None
+    device: str = "cpu"
+    unsafe_weights: bool = False
+    name: str = "educational"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("educational_score",)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Model, truncation and reuse; the batch size and device only move last bits, but are settings
+        too.
+        """
+        settings = {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "device": self.device}
+        return {
+            "model": model_fingerprint(self.model),
+            "precision": "float32",
+            "reuse": self.reuse,
+            **settings,
+        }
+
+    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
+        """Raw outputs, float32 [n]."""
+        scores = np.full(len(documents), np.nan, dtype=np.float32)
+        for index, document in enumerate(documents):
+            value = (document.meta or {}).get(self.reuse) if self.reuse else None
+            if isinstance(value, int | float) and math.isfinite(value):
+                scores[index] = value
+        todo = np.flatnonzero(np.isnan(scores))
+        if len(todo):
+            with one_thread(), torch.inference_mode():
+                scores[todo] = self._classify([documents[int(i)].text for i in todo])
+        return {"educational_score": scores}
+
+    def _classify(self, texts: list[str]) -> np.ndarray:
+        stamp = str(model_fingerprint(self.model))
+        tokenizer, model = _load(self.model, self.device, self.unsafe_weights, stamp)
+        positions = getattr(model.config, "max_position_embeddings", None) or self.max_tokens
+        rows = head_tokens(tokenizer, texts, min(self.max_tokens, positions), special=True)
+        rows = [row or [tokenizer.pad_token_id] for row in rows]
+        scores = np.empty(len(texts), dtype=np.float32)
+        for batch in length_sorted_batches([len(row) for row in rows], self.batch_tokens):
+            ids, mask = padded([rows[i] for i in batch], tokenizer.pad_token_id, "right")
+            logits = model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+            scores[batch] = logits.squeeze(-1).float().cpu().numpy()
+        return scores
+
+
+@lru_cache(maxsize=2)
+def _load(folder: str, device: str, unsafe_weights: bool, stamp: str) -> tuple[Any, Any]:
+    """Tokenizer and float32 model, once per process and state of the folder (`stamp`)."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=None if unsafe_weights else True
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The educational classifier cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
+            where=folder,
+            remedy="Give a sequence classifier with safetensors weights and its tokenizer",
+        ) from error
+    if model.config.num_labels != 1:
+        raise DataError(
+            f"An educational classifier has one output, but this model has {model.config.num_labels}",
+            where=folder,
+            remedy="Give a regression classifier such as HuggingFaceFW/fineweb-edu-classifier",
+        )
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            "The tokenizer has no padding token", where=folder, remedy="Set one and save it again"
+        )
+    return tokenizer, model.to(device).eval()
