@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +35,7 @@ DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, (8, 2)),
 )
 
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mixwright",
     "text.parse_math": False,
@@ -55,6 +56,12 @@ _SETTINGS = {
     "xtick.major.width": 0.6,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
+}
+
+# The defaults first, so that a user's own matplotlibrc changes nothing; the backend is not touched.
+_ALL: Any = {
+    **{k: v for k, v in mpl.rcParamsDefault.items() if k not in ("backend", "backend_fallback")},
+    **_SETTINGS,
 }
 
 
@@ -114,9 +121,9 @@ def lines(
 
 
 def histogram(
-    values: np.ndarray, name: str, *, limits: tuple[float, float], x_label: str, bins: int = 30
+    values: np.ndarray, name: str, *, limits: tuple[float, float], x_label: str, bins: int = 24
 ) -> Markup:
-    """Counts of values in bins that are edged at zero, in the colours of help and harm; what lies outside is put in the last bins."""
+    """Counts in bins of which one edge is zero, in the colours of help and harm; the outer bins hold the rest."""
     low, high = limits
     width = (high - low) / bins or 1.0
     edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width
@@ -127,6 +134,7 @@ def histogram(
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlim(edges[0], edges[-1])
         _label(axes, x_label, "documents")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         return _inline(figure, name)
 
 
@@ -157,7 +165,7 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.n
 @contextmanager
 def _panel(wide: bool = False) -> Iterator[tuple[Figure, Axes]]:
     """An empty drawing; without pyplot, which keeps figures of the whole process."""
-    with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **_SETTINGS}):
+    with mpl.rc_context(_ALL):
         figure = Figure(figsize=(6.4, 2.5) if wide else (3.2, 2.05), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -195,7 +203,7 @@ def _inline(figure: Figure, name: str) -> Markup:
     svg = re.sub(r"font-family: [^;\"]*; ?|<g/>| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
-    return Markup(svg.strip())  # noqa: S704 - numbers and our own words only
+    return Markup(svg.strip())
 
 
 def _variable(stand_in: str) -> str:

@@ -145,8 +145,11 @@ def sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]:
             f"benefit{scale}. Open a source to read them; mixwright show RUN ID prints a document with all its scores.",
         )
     )
+    decimals = decimals_for(
+        [10.0**-exponent * float(np.abs(s.benefits).max()) for s in scored.values()], 3, least=1
+    )
     for name in names:
-        blocks.append(_disclosure(name, scored[name], texts, exponent, palette))
+        blocks.append(_disclosure(name, scored[name], texts, exponent, decimals, palette))
     if len(scored) > len(names):
         blocks.append(Prose(f"{len(scored) - len(names)} more sources are not shown.", "note"))
     return [Section("documents", title, "Why", tuple(blocks))]
@@ -204,11 +207,10 @@ def _extremes(scored: Scored) -> list[str]:
 
 
 def _disclosure(
-    name: str, scored: Scored, texts: Mapping[str, str], exponent: int, palette: Palette
+    name: str, scored: Scored, texts: Mapping[str, str], exponent: int, decimals: int, palette: Palette
 ) -> Disclosure:
     factor = 10.0**-exponent
     take = min(EXTREMES, (len(scored.documents) + 1) // 2)
-    decimals = decimals_for([factor * float(np.abs(scored.benefits).max())], 3, least=1)
 
     def entry(at: int) -> Excerpt:
         document, benefit = scored.documents[at], float(scored.benefits[at])

@@ -356,10 +356,13 @@ def _stage(folder: Folder, file: Path) -> Stage | None:
         if name == "report":
             return None
         return Stage(
-            where,
-            name,
-            str(value.get("status", "unknown")),
-            *(number(value.get(k)) for k in ("wall_seconds", "cpu_seconds", "flops", "tokens")),
+            where=where,
+            name=name,
+            status=str(value.get("status", "unknown")),
+            wall_seconds=number(value.get("wall_seconds")),
+            cpu_seconds=number(value.get("cpu_seconds")),
+            flops=number(value.get("flops")),
+            tokens=number(value.get("tokens")),
             seed=value.get("seed"),
             versions={str(k): str(v) for k, v in (value.get("versions") or {}).items()},
             attempts=int(value.get("attempts", 1)),
@@ -463,7 +466,7 @@ def same_weights(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
 
 
 def recommended_name(facts: RunFacts) -> str | None:
-    """Under which name the recommended mixture was trained in the comparison, if it was: two names can share weights."""
+    """The name of the recommended mixture in the comparison, if it was trained there; two names can share weights."""
     if facts.recommended is None or facts.comparison is None:
         return None
     compared = set(facts.comparison.mixtures) | {d.mixture for d in facts.comparison.differences}

@@ -56,8 +56,8 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
         Prose(found.why or f"The mixture comes from the reference {found.chosen!r}.", "lead"),
         Prose(
             "A benefit says how much a small step on a source's text lowers the probe loss (to first order, at "
-            f"checkpoints of a reference model, joined by the rule “{found.rule}”). Positive helps. Its unit has no "
-            "meaning of its own, so colours are scaled within each capability. It says where to move, not how far.",
+            f"checkpoints of a reference model; {_rule(found.rule)}). Positive helps. Its unit has no meaning of its "
+            "own, so colours are scaled within each capability. It says where to move, not how far.",
         ),
     ]
     references = sorted(found.references, key=lambda r: r.name != found.chosen)
@@ -68,6 +68,16 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
     if found.pilots:
         blocks.append(_pilots(found))
     return [Section("influence", title, "Why", tuple(blocks)), _agreement(facts, palette)]
+
+
+def _rule(rule: Any) -> str:
+    """How the checkpoints are joined, in words."""
+    return {
+        "step": "later checkpoints count more, in proportion to their step, Eq. 5",
+        "learning_rate": "checkpoints count in proportion to their learning rate",
+        "uniform": "all checkpoints count the same",
+        "last": "only the last checkpoint counts",
+    }.get(str(rule), "the recipe gives each checkpoint its weight")
 
 
 def _reference(
@@ -96,7 +106,7 @@ def _reference(
             Prose(
                 "Every source that is suspected to be noise ends below its uniform share."
                 if good
-                else "A source that is suspected to be noise gets its uniform share or more: do not trust this reference.",
+                else "A source that is suspected to be noise gets its uniform share or more: distrust this reference.",
                 "note" if good else "warning",
             )
         )
@@ -241,8 +251,8 @@ def _agreement(facts: RunFacts, palette: Palette) -> Section:
         )
     sources = {source for source, _ in delta}
     table = Table(
-        f"Rank correlation (Spearman) of benefit and leave-one-out effect over {len(sources)} sources. With so few points "
-        f"a correlation below {plain(critical_rank_correlation(len(sources)), 2)} is not separable from chance (5 %).",
+        f"Rank correlation (Spearman) of benefit and leave-one-out effect over {len(sources)} sources. With so few "
+        f"points a correlation below {plain(critical_rank_correlation(len(sources)), 2)} may be chance (5 % level).",
         (Column("Reference", numeric=False), *(Column(c) for c in capabilities), Column("Mean")),
         tuple(rows),
     )

@@ -61,7 +61,7 @@ def _cost(facts: RunFacts) -> Section:
         tuple(rows),
         total=True,
     )
-    note = "FLOPs are counted by formula (6 per parameter and token trained, and attention), not measured by the machine."
+    note = "FLOPs are counted by formula (6 per parameter and token trained, and attention), not measured."
     return Section("cost", title, GROUP, (Prose(what_it_cost(facts), "lead"), table, Prose(note, "note")))
 
 
@@ -111,7 +111,7 @@ def _settings(facts: RunFacts) -> Section:
 def _reproduce(facts: RunFacts) -> Section:
     blocks: list[Block] = [
         Prose(
-            "The same recipe and seed on the same machine give the same bytes. With the recipe below saved as recipe.yaml:",
+            "The same recipe and seed on the same machine give the same bytes. With the recipe below as recipe.yaml:",
             "lead",
         ),
         Code(

@@ -18,7 +18,7 @@ from mixing.report.elements import (
     Table,
 )
 from mixing.report.gather import same_weights, uniform
-from mixing.report.numbers import DASH, compact, percent, percent_span, plain
+from mixing.report.numbers import DASH, compact, percent, percent_span, plain, sentence
 from mixing.report.records import RunFacts
 
 LABELLED = 0.07  # a segment narrower than this has no room for its figure
@@ -43,12 +43,12 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
     others = other_mixtures(facts)
     if len(others) > 1:
         blocks.append(_methods(mixture, others, palette))
-    blocks += [Prose(note if note.endswith(".") else f"{note}.", "note") for note in mixture.notes]
+    blocks += [Prose(sentence(note), "note") for note in mixture.notes]
     return [Section("mixture", title, "Answer", tuple(blocks))]
 
 
 def other_mixtures(facts: RunFacts) -> dict[str, Mapping[str, float]]:
-    """Every mixture of the run by name, the uniform one first; the recommended one is among them if a method made it."""
+    """Every mixture of the run by name, the uniform one first; the recommended one is usually among them."""
     names = facts.recommended.weights if facts.recommended else palette_names(facts)
     found: dict[str, Mapping[str, float]] = {"uniform": uniform(names)}
     found |= {name: m.weights for name, m in facts.mixtures.items()}
@@ -87,10 +87,11 @@ def _lead(mixture: Mixture) -> str:
 
 
 def _picture(facts: RunFacts, mixture: Mixture, palette: Palette) -> StackedBars:
-    bars = [("recommended", _segments(mixture.weights, palette))]
-    for name, weights in other_mixtures(facts).items():
-        shown = f"{name} (recommended)" if same_weights(weights, mixture.weights) else name
-        bars.append((shown, _segments(weights, palette)))
+    others = other_mixtures(facts)
+    same = [name for name, weights in others.items() if same_weights(weights, mixture.weights)]
+    first = f"recommended ({', '.join(same)})" if same else "recommended"
+    bars = [(first, _segments(mixture.weights, palette))]
+    bars += [(name, _segments(weights, palette)) for name, weights in others.items() if name not in same]
     names = sorted({n for _, segments in bars for n in (s.name for s in segments)}, key=palette.of_source)
     return StackedBars(
         tuple(bars),

@@ -34,14 +34,16 @@ from mixing.report.numbers import (
     percent_span,
     plain,
     scientific,
+    size,
     words,
 )
 from mixing.report.records import Curve, Model, Phase, RunFacts, Trained
 
 GROUP = "Model"
 TITLES = {"pretrain": "Pre-training", "sft": "Fine-tuning (SFT)", "grpo": "Reinforcement learning (GRPO)"}
+SHORT = {"pretrain": "pre-training", "sft": "SFT", "grpo": "GRPO"}
 RUNS = {
-    "proxy_runs": "Proxy runs (with all sources, and without each)",
+    "proxy_runs": "Proxy runs (leave-one-out)",
     "domain_models": "Domain models",
     "comparison": "Models of the comparison",
 }
@@ -101,10 +103,8 @@ def _final(facts: RunFacts, palette: Palette) -> Section:
     blocks: list[Block] = []
     grpo = facts.trained.get("grpo")
     told = before_and_after(grpo.result) if grpo else []
-    stages = [TITLES.get(n, n) for n in ("pretrain", "sft", "grpo") if n in facts.trained]
-    blocks.append(
-        Prose(" ".join([f"The final model went through: {listed(stages).lower()}.", *told]), "lead")
-    )
+    stages = [title for n, title in SHORT.items() if n in facts.trained]
+    blocks.append(Prose(" ".join([f"The final model went through {listed(stages)}.", *told]), "lead"))
     pretrain = facts.trained.get("pretrain")
     if pretrain and pretrain.phases:
         blocks.append(_phases(pretrain.phases, palette))
@@ -229,7 +229,7 @@ def _folder(model: Model | None) -> list[Block]:
         ),
         ("parameters", count(model.parameters)),
         ("shape", ", ".join(shape) or "–"),
-        ("files", ", ".join(f"{n} ({compact(s)}B)" for n, s in model.files.items())),
+        ("files", ", ".join(f"{n} ({size(s)})" for n, s in model.files.items())),
         ("missing", listed(model.problems) if model.problems else "nothing that a Hugging Face folder needs"),
         ("equal logits", check),
     )
@@ -251,27 +251,29 @@ def _curves(facts: RunFacts) -> Section:
     grpo = facts.trained.get("grpo")
     if grpo is not None and grpo.curve is not None:
         panels += _reward_panels(grpo.curve)
+    small: list[Chart] = []
     legend: list[Key] = []
     for group, heading in RUNS.items():
         curves = facts.curves.get(group, ())
-        few = len(curves) <= charts.LINES
-        panels += _loss_panel(group, heading, curves, faint=not few)
-        if few and len(curves) > 1:
-            legend += [Key(f"{_short(c)}", f"k{i}") for i, c in enumerate(curves)]
-    if not panels:
+        named = group == "domain_models" and 1 < len(curves) <= charts.LINES
+        small += _loss_panel(group, heading, curves, faint=not named)
+        if named:
+            legend = [Key(f"domain model: {_short(c)}", f"k{i}") for i, c in enumerate(curves)]
+    if not panels and not small:
         return Section(
             "curves", title, GROUP, missing="Nothing was trained", command="mixwright run recipe.yaml"
         )
     caption = (
         "Training loss is the loss on the text of the moment, whose mixture differs between runs and phases."
     )
-    lead = (
-        f"{words(sum(len(c) for c in facts.curves.values()), 'small model')} and the final one: a loss that jumps or "
-        "never falls would make every number above worthless."
-    )
-    return Section(
-        "curves", title, GROUP, (Prose(lead, "lead"), Charts(tuple(panels), tuple(legend), caption))
-    )
+    blocks: list[Block] = []
+    if panels:
+        blocks.append(Charts(tuple(panels), caption=f"The final model. {caption}"))
+    if small:
+        count_of = words(sum(len(c) for c in facts.curves.values()), "small model")
+        blocks.append(Charts(tuple(small), tuple(legend), f"{count_of}, one line each."))
+    lead = "A loss that jumps or never falls would make every number above worthless; here one can look."
+    return Section("curves", title, GROUP, (Prose(lead, "lead"), *blocks))
 
 
 def _loss_panel(name: str, title: str, curves: Sequence[Curve], faint: bool = False) -> list[Chart]:

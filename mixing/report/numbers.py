@@ -92,6 +92,16 @@ def compact(value: float | None) -> str:
     return plain(value, 0)
 
 
+def size(value: float | None) -> str:
+    """A number of bytes.
+
+    >>> size(1_480_000), size(65)
+    ('1.48\u202fMB', '65\u202fB')
+    """
+    text = compact(value)
+    return text if text == DASH else f"{text}B" if text[-1].isalpha() else f"{text}{THIN}B"
+
+
 def scientific(value: float | None, digits: int = 1) -> str:
     """A number as a power of ten, such as floating-point operations.
 
@@ -164,6 +174,11 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def sentence(text: str) -> str:
+    """A text with its full stop."""
+    return text if text.rstrip().endswith((".", "!", "?", ":")) else f"{text.rstrip()}."
 
 
 def words(number: int, noun: str) -> str:

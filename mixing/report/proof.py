@@ -9,6 +9,7 @@ from mixing.report.numbers import (
     listed,
     percent,
     plain,
+    sentence,
     signed,
     signed_percent,
     span,
@@ -51,7 +52,7 @@ def sections(facts: RunFacts) -> list[Section]:
         blocks.append(_differences(found, capability, limit))
     others = [d for d in found.differences if d.verdict not in TONES and d.verdict != "not separable"]
     blocks += [Prose(f"{d.mixture}, {d.capability}: {d.verdict}", "note") for d in others]
-    blocks += [Prose(note, "note") for note in found.notes]
+    blocks += [Prose(sentence(note), "note") for note in found.notes]
     blocks.append(Disclosure("Bits per byte of every trained model", (_levels(facts, found),)))
     return [Section("comparison", title, "Answer", tuple(blocks))]
 
@@ -59,9 +60,9 @@ def sections(facts: RunFacts) -> list[Section]:
 def _method(found: Comparison) -> str:
     seeds = len(found.seeds)
     text = (
-        f"{words(seeds, 'seed')} for each mixture, equal tokens, and the same random numbers for the same seed, so that "
-        "differences are paired. A dot is a seed, the bar its mean with its interval; left of the line is better. The "
-        "mean over capabilities is the one number that decides; the others say what it is made of."
+        f"{words(seeds, 'seed')} for each mixture, equal tokens, and the same random numbers for the same seed, so "
+        "that differences are paired. A dot is a seed, the bar its mean with its interval; left of the line is "
+        "better. The mean over capabilities is the one number that decides; the others say what it is made of."
     )
     if 1 < seeds < 6:
         text += (

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from curation.atomic import read_json
 from mixing.report.elements import (
     Block,
     Bullets,
@@ -21,13 +22,15 @@ from mixing.report.elements import (
     Table,
 )
 from mixing.report.gather import UNREADABLE, number
-from mixing.report.numbers import DASH, compact, count, listed, percent, plain, words
+from mixing.report.numbers import DASH, count, listed, percent, plain, size, span, words
 from mixing.report.records import RunFacts
+from probes.intervals import bootstrap_bits_per_byte
 
 STAGES = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
 READ = ("read", "broken", "empty", "duplicates", "not_sampled", "kept")
 READ_TITLES = {"not_sampled": "Beyond the limit", "duplicates": "Exact copies"}
 GROUP = "Data"
+AGREEMENT = ("trained_on", "held_out", "positives", "auc", "accuracy", "accuracy_of_majority", "correlation")
 
 
 def sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]:
@@ -63,7 +66,7 @@ def _funnel_lead(facts: RunFacts) -> str:
     first, last = totals[stages[0]] if stages else 0, totals[stages[-1]] if stages else 0
     return (
         f"{count(last)} of {count(first)} documents ({percent(last / first if first else None)}) represent their "
-        "sources. Each step keeps the documents that score best; nothing is dropped from training by this."
+        "sources. Each step keeps the documents that score best; the probes are made from what is left."
     )
 
 
@@ -122,9 +125,7 @@ def _read_table(facts: RunFacts, palette: Palette) -> Table:
             Cell(count(counts.get(k)), tone="bad" if k == "broken" and counts.get(k) else "") for k in shown
         ]
         capabilities = listed(list(facts.capabilities.get(name, ()))) or "none stated"
-        rows.append(
-            (palette.name_cell(name), Cell(capabilities), *cells, Cell(compact(counts.get("bytes")) + "B"))
-        )
+        rows.append((palette.name_cell(name), Cell(capabilities), *cells, Cell(size(counts.get("bytes")))))
     return Table(
         "What was read from each source, before any judgement of quality",
         (
@@ -173,13 +174,17 @@ def _rater(name: str, value: Mapping[str, Any]) -> Table | Disclosure:
     kind = str(made.get("rater", name)) if isinstance(made, dict) else name
     shape = made.get("settings") if isinstance(made, dict) else None
     size = f", {shape.get('layers')} layers of width {shape.get('dim')}" if isinstance(shape, dict) else ""
-    rows = [{"task": task, **figures} for task, figures in tasks.items()]
-    table = rows_table(
+    rows = [{"task": task, **_ordered(figures)} for task, figures in tasks.items()]
+    return rows_table(
         f"The {kind}{size}: agreement with labels of texts that it has not seen (auc: the chance that a good text "
         "scores above a bad one, 0.5 is guessing)",
         rows,
     )
-    return table
+
+
+def _ordered(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The known figures in the order of reading, then the others."""
+    return {k: figures[k] for k in AGREEMENT if k in figures} | dict(figures)
 
 
 def _labels(facts: RunFacts) -> Disclosure:
@@ -188,7 +193,7 @@ def _labels(facts: RunFacts) -> Disclosure:
         for rule in facts.recipe.labels
     )
     table = Table(
-        "A document takes the label of the first rule that fits; 0 to 5 for the educational score, 1 or 0 for the judge",
+        "The first rule that fits labels a document; 0 to 5 for the educational score, 0 or 1 for the judge",
         (
             Column("Task", numeric=False),
             Column("Rule", numeric=False),
@@ -254,15 +259,59 @@ def _probes(facts: RunFacts, run: Path, palette: Palette) -> Section:
         counts = _counts(run / folder)
         if counts:
             tables.append(_count_table(caption, counts, palette))
+    levels = _levels(facts, run, palette)
+    if levels is not None:
+        tables.insert(0, levels)
     if not tables:
         return Section(
             "probes", title, GROUP, missing="No probes were made", command="mixwright curate recipe.yaml"
         )
     lead = (
-        "A capability is its probe set: the loss on held-out documents of the sources that are said to have it, in bits "
-        "per byte, so that it does not depend on the tokenizer."
+        "A capability is its probe set: the loss on held-out documents of the sources that are said to have it, in "
+        "bits per byte, so that it does not depend on the tokenizer."
     )
     return Section("probes", title, GROUP, (Prose(lead, "lead"), *tables))
+
+
+def _levels(facts: RunFacts, run: Path, palette: Palette) -> Table | None:
+    """Bits per byte of the model that was trained on everything, on each probe and on each source's part of it."""
+    try:
+        # Only the last part of the name: what stands in a file must not lead out of the run.
+        name = Path(str(read_json(run / "proxy_runs" / "baseline.json")["run_id"])).name
+        files = (run / "proxy_runs" / name / "evaluations").glob("step-*.parquet")
+        last = max(files, key=lambda file: int(file.stem.removeprefix("step-")), default=None)
+        table = pl.read_parquet(last) if last is not None else None
+    except (*UNREADABLE, pl.exceptions.PolarsError):
+        return None
+    if table is None or table.is_empty():
+        return None
+    probes = [c for c in facts.capability_names if c in set(table["probe"])]
+    sources = palette.sort(set(table["source"]))
+    rows = [
+        (
+            palette.name_cell(source),
+            *(_level(table.filter((pl.col("probe") == p) & (pl.col("source") == source))) for p in probes),
+        )
+        for source in sources
+    ]
+    rows.append((Cell("all"), *(_level(table.filter(pl.col("probe") == p)) for p in probes)))
+    return Table(
+        "Where it starts: bits per byte of the proxy model trained on the uniform mixture, by the source of the probe "
+        "documents, with 90 % intervals over documents",
+        (Column("Source of the probe", numeric=False), *(Column(p) for p in probes)),
+        tuple(rows),
+        total=True,
+    )
+
+
+def _level(rows: pl.DataFrame) -> Cell:
+    """Bits per byte of some probe documents."""
+    if rows.is_empty():
+        return Cell(DASH, tone="quiet")
+    found = bootstrap_bits_per_byte(rows.to_arrow())
+    return Cell(
+        plain(found.value, 3), span(found.low, found.high, 3) if found.documents > 1 else "one document"
+    )
 
 
 def _counts(folder: Path) -> dict[tuple[str, str], int]:

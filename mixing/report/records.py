@@ -302,7 +302,7 @@ class RunFacts:
 
     @property
     def capability_names(self) -> list[str]:
-        """Capabilities that were measured, else those that the recipe names, in order of first mention."""
+        """Capabilities that were measured (else those that the recipe names), in the recipe's order."""
         found: dict[str, None] = {}
         if self.comparison:
             found |= dict.fromkeys(r.capability for r in self.comparison.runs)
@@ -310,6 +310,7 @@ class RunFacts:
             found |= dict.fromkeys(e.capability for e in self.leave_one_out.effects)
         if self.influence:
             found |= dict.fromkeys(b.capability for r in self.influence.references for b in r.table)
-        if not found:
-            found |= dict.fromkeys(c for names in self.capabilities.values() for c in names)
-        return [name for name in found if name != "mean"]
+        stated = dict.fromkeys(c for names in self.capabilities.values() for c in names)
+        measured = [name for name in found or stated if name != "mean"]
+        order = [name for name in stated if name in measured]
+        return order + [name for name in measured if name not in stated]

@@ -16,7 +16,7 @@ from mixing.report.elements import (
     Table,
     heat,
 )
-from mixing.report.numbers import compact, decimals_for, listed, signed, span, words
+from mixing.report.numbers import compact, decimals_for, listed, sentence, signed, span, words
 from mixing.report.records import Effect, LeaveOneOut, RunFacts
 
 HELPS, HURTS = "removing it hurts: the source helps", "removing it helps: the source hurts"
@@ -37,7 +37,7 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
             )
         ]
     blocks: list[Block] = [Prose(_lead(found), "lead"), heat_map(facts, found, palette)]
-    if len(found.seeds) == 1:
+    if len(found.seeds) == 1 and not any(note.startswith("One seed") for note in found.notes):
         blocks.append(
             Prose(
                 f"One training seed ({found.seeds[0]}): the intervals cover the choice of probe documents, not what "
@@ -45,7 +45,7 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
                 "note",
             )
         )
-    blocks += [Prose(note, "note") for note in found.notes]
+    blocks += [Prose(sentence(note), "note") for note in found.notes]
     blocks.append(_trajectories(facts, found, palette))
     return [Section("leave-one-out", title, "Why", tuple(blocks))]
 
@@ -55,7 +55,9 @@ def _lead(found: LeaveOneOut) -> str:
     size = "" if found.tokens_per_run is None else f" on {compact(found.tokens_per_run)} tokens each"
     runs = f"One model was trained without each source{size}, and compared with one that had them all"
     seeds = f" ({words(len(found.seeds), 'seed')})" if found.seeds else ""
-    text = f"{runs}{seeds}. Numbers are changes of the probe loss in {found.unit}: positive means that the source helps. "
+    text = (
+        f"{runs}{seeds}. Numbers are changes of the probe loss in {found.unit}; positive: the source helps. "
+    )
     if not clear:
         return text + "No effect is separable from noise."
     best, worst = max(clear, key=lambda e: e.delta), min(clear, key=lambda e: e.delta)

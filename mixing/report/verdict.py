@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mixing.report.gather import recommended_name, same_weights, uniform
+from mixing.report.model import before_and_after
 from mixing.report.numbers import (
     compact,
     decimals_for,
@@ -13,13 +15,12 @@ from mixing.report.numbers import (
     percent,
     percent_span,
     scientific,
+    sentence,
     signed,
     signed_percent,
-    span,
     words,
 )
 from mixing.report.records import Comparison, Difference, Effect, RunFacts
-from mixing.report.model import before_and_after
 
 MEAN = "mean"
 
@@ -34,11 +35,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A sentence, with what it is about before it."""
+
+    text: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Point:
-    """A question a reader has, with its answer."""
+    """A question a reader has, with its answers."""
 
     question: str
-    answers: tuple[str, ...]
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -47,22 +56,27 @@ class Summary:
 
     verdict: Verdict
     points: tuple[Point, ...]
+    method: str = ""
 
 
 def summarise(facts: RunFacts) -> Summary:
     """The top of the page."""
     verdict = against_uniform(facts)
     points = [
-        Point("Which mixture?", which_mixture(facts)),
-        Point("Did it beat uniform on held-out text?", (verdict.sentence,)),
+        Point("Which mixture?", _answers(which_mixture(facts))),
+        Point("Did it beat uniform on held-out text?", _answers((verdict.sentence,))),
         Point("What helps what?", what_helps(facts)),
-        Point("What became of the model?", the_model(facts)),
-        Point("What did it cost?", (what_it_cost(facts),)),
+        Point("What became of the model?", _answers(the_model(facts))),
+        Point("What did it cost?", _answers((what_it_cost(facts),))),
     ]
     reservations = what_to_doubt(facts)
     if reservations:
-        points.append(Point("What to keep in mind", reservations))
-    return Summary(verdict, tuple(points))
+        points.append(Point("What to keep in mind", _answers(reservations)))
+    return Summary(verdict, tuple(points), facts.recommended.method if facts.recommended else "")
+
+
+def _answers(sentences: Iterable[str]) -> tuple[Answer, ...]:
+    return tuple(Answer(sentence(text)) for text in sentences)
 
 
 def which_mixture(facts: RunFacts) -> tuple[str, ...]:
@@ -136,18 +150,19 @@ def _verdict(comparison: Comparison, difference: Difference) -> Verdict:
     relative, low, high, detectable = relative_figures(comparison, difference)
     seeds = len(difference.per_seed) or len(comparison.seeds)
     what = "the mean over capabilities" if difference.capability == MEAN else difference.capability
-    how_sure = f"{what}, {words(seeds, 'paired seed')}, {percent(comparison.level, 0)} interval {percent_span(low, high, 2, sign=True)}"
+    interval = f"{percent(comparison.level, 0)} interval {percent_span(low, high, 2, sign=True)}"
+    how_sure = f"{what}, {words(seeds, 'paired seed')}, {interval}"
     where = "on held-out text that neither the training nor the search for the mixture has seen"
     if difference.verdict == "better":
         return Verdict(
-            f"{percent(abs(relative or 0), 1)} fewer bits than uniform",
+            f"{percent(abs(relative or 0), 2)} fewer bits per byte than the uniform mixture",
             f"Yes: {where}, models trained on it need {percent(abs(relative or 0), 2)} fewer bits per byte than models "
             f"trained on the uniform mixture ({how_sure}).",
             "good",
         )
     if difference.verdict == "worse":
         return Verdict(
-            f"{percent(abs(relative or 0), 1)} more bits than uniform",
+            f"{percent(abs(relative or 0), 2)} more bits per byte than the uniform mixture",
             f"No, it did worse: {where}, models trained on it need {percent(abs(relative or 0), 2)} more bits per byte "
             f"than models trained on the uniform mixture ({how_sure}). Prefer uniform.",
             "bad",
@@ -158,14 +173,14 @@ def _verdict(comparison: Comparison, difference: Difference) -> Verdict:
         else "How small an effect it could have found is not known"
     )
     return Verdict(
-        "not separable from uniform",
+        "not separable from the uniform mixture at this budget",
         f"Not separable from noise at this budget: {where}, the difference to the uniform mixture is "
         f"{signed_percent(relative, 2)} in bits per byte ({how_sure}; negative is better). {missed}.",
         "unclear",
     )
 
 
-def what_helps(facts: RunFacts) -> tuple[str, ...]:
+def what_helps(facts: RunFacts) -> tuple[Answer, ...]:
     """Per capability, the sources whose removal clearly hurts or helps; from influence when nothing was left out."""
     if facts.leave_one_out is not None and facts.leave_one_out.effects:
         effects = facts.leave_one_out.effects
@@ -180,34 +195,38 @@ def what_helps(facts: RunFacts) -> tuple[str, ...]:
         next((r for r in influence.references if r.name == influence.chosen), None) if influence else None
     )
     if reference is None:
-        return ("Not known: neither leave-one-out nor influence was run.",)
+        return (Answer("Not known: neither leave-one-out nor influence was run."),)
     answers = []
     for capability in facts.capability_names:
         rows = sorted((b for b in reference.table if b.capability == capability), key=lambda b: -b.benefit)
         helps = [b.source for b in rows if b.low is not None and b.low > 0]
         hurts = [b.source for b in rows if b.high is not None and b.high < 0]
         answers.append(
-            f"{capability}: by influence, helped by {listed(helps) or 'no source clearly'}; "
-            f"hurt by {listed(hurts) or 'no source clearly'}."
+            Answer(
+                f"by influence, helped by {listed(helps) or 'no source clearly'}; "
+                f"hurt by {listed(hurts) or 'no source clearly'}.",
+                capability,
+            )
         )
     return tuple(answers)
 
 
-def _helps(capability: str, effects: list[Effect], decimals: int) -> str:
+def _helps(capability: str, effects: list[Effect], decimals: int) -> Answer:
     ordered = sorted(effects, key=lambda e: -e.delta)
 
     def shown(rows: list[Effect]) -> str:
         parts = [
-            f"{e.source} ({signed(e.delta, decimals)}; {span(e.low, e.high, decimals, sign=True)})"
+            f"{e.source} {signed(e.delta, decimals)} [{signed(e.low, decimals)}, {signed(e.high, decimals)}]"
             for e in rows
         ]
-        return listed(parts, most=3)
+        return listed(parts, most=2)
 
     helps = shown([e for e in ordered if e.clear and e.delta > 0])
     hurts = shown([e for e in reversed(ordered) if e.clear and e.delta < 0])
-    return (
-        f"{capability}: {'helped by ' + helps if helps else 'no source clearly helps'}; "
-        f"{'hurt by ' + hurts if hurts else 'no source clearly hurts'}."
+    return Answer(
+        f"{'helped by ' + helps if helps else 'no source clearly helps'}; "
+        f"{'hurt by ' + hurts if hurts else 'no source clearly hurts'}.",
+        capability,
     )
 
 
@@ -243,7 +262,7 @@ def what_to_doubt(facts: RunFacts) -> tuple[str, ...]:
     """What a careful reader would ask about."""
     doubts = list(facts.recommended.notes) if facts.recommended else []
     loo = facts.leave_one_out
-    if loo is not None and len(loo.seeds) == 1:
+    if loo is not None and len(loo.seeds) == 1 and not any("One seed" in d for d in doubts):
         doubts.append(
             "Leave-one-out was run with one training seed: its intervals cover the choice of probe documents, "
             "not what another seed would give."
@@ -258,4 +277,4 @@ def what_to_doubt(facts: RunFacts) -> tuple[str, ...]:
     unfinished = [s.name for s in facts.stages if s.status != "done"]
     if unfinished:
         doubts.append(f"Not finished: {listed(unfinished)}.")
-    return tuple(d if d.rstrip().endswith((".", "!", "?")) else f"{d}." for d in doubts)
+    return tuple(dict.fromkeys(doubts))
