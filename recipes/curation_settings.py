@@ -89,15 +89,15 @@ class Labels(Settings):
 class RaterTraining(Settings):
     """Size and training of the small classifier and judge, when the run trains them itself."""
 
-    examples: Count = 1600
-    """Labelled documents for each rater and task."""
-    context: Count = 256
+    examples: Count = 1200
+    """Labelled documents for each task, shared evenly among the labels, at most."""
+    context: Count = 192
     """Tokens of a document that a rater reads."""
     dim: Count = 128
     layers: Count = 2
-    steps: Count = 200
-    batch: Count = 32
-    learning_rate: Positive = 1e-3
+    epochs: Count = 2
+    batch: Count = 16
+    learning_rate: Positive = 2e-3
 
 
 class EducationalSettings(Settings):

@@ -43,7 +43,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
         ),
         (
             "probe documents",
-            f"{recipe.probes.share:g} of each representative set, at most {recipe.probes.maximum_documents} for a source",
+            f"{recipe.probes.share:g} of a representative set, at most {recipe.probes.maximum_documents} for a source",
             "union of representative sets",
             "The paper probes with text that it also trains on; here probes are held out of all training.",
         ),

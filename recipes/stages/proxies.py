@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from curation.atomic import write_json
-from curation.errors import RecipeError
 from mixing.comparison import compare, plan_comparison
 from mixing.leave_one_out import analyse_leave_one_out, plan_leave_one_out, write_leave_one_out
 from mixing.mixture import make_mixture, read_mixture
@@ -21,8 +21,6 @@ from recipes.stages.training_setup import (
     total_steps,
     train_settings,
 )
-
-UNIFORM_RUN = "without-nothing"
 
 
 def proxy_settings(run: Run, *, checkpoints: int, test: bool = False) -> ProxySettings:
@@ -95,26 +93,31 @@ def _proxy_runs(run: Run) -> Spent:
         run.recipe.leave_one_out.seeds,
         reading=run.recipe.leave_one_out.reading,
     )
-    checkpoints = run.recipe.influence.checkpoints if "uniform_proxy" in run.recipe.influence.references else 0
+    checkpoints = (
+        run.recipe.influence.checkpoints if "uniform_proxy" in run.recipe.influence.references else 0
+    )
     first = run.recipe.leave_one_out.seeds[0]
-    baseline = plan.runs[None, first]
+    # Influence asks the checkpoints of one run on the uniform mixture; the others keep none.
+    plan.runs[None, first] = baseline = replace(plan.runs[None, first], keep="all")
     folder = run.path("proxy_runs")
-    with_checkpoints = run_proxies(
+    results = run_proxies(
         list(plan.runs.values()),
-        proxy_settings(run, checkpoints=checkpoints),
+        replace(proxy_settings(run, checkpoints=checkpoints), keep="none"),
         folder,
         workers=run.workers,
-        keep_for=[baseline.run_id],
         description="leave-one-out",
     )
     write_json(folder / "baseline.json", {"run_id": baseline.run_id, "seed": first})
-    return spent_by(with_checkpoints)
+    return spent_by(results)
 
 
 def _leave_one_out(run: Run) -> Spent:
     settings = run.recipe.leave_one_out
     plan = plan_leave_one_out(
-        [source.name for source in run.recipe.sources], uniform_weights(run), settings.seeds, reading=settings.reading
+        [source.name for source in run.recipe.sources],
+        uniform_weights(run),
+        settings.seeds,
+        reading=settings.reading,
     )
     result = analyse_leave_one_out(
         plan, run.path("proxy_runs"), resamples=run.recipe.probes.resamples, seed=run.recipe.seed
@@ -133,13 +136,15 @@ def _domain_models(run: Run) -> Spent:
     settings = proxy_settings(run, checkpoints=run.recipe.influence.checkpoints)
     runs = [domain_run(run, capability) for capability in run.recipe.capabilities]
     return spent_by(
-        run_proxies(runs, settings, run.path("domain_models"), workers=run.workers, description="domain models")
+        run_proxies(
+            runs, settings, run.path("domain_models"), workers=run.workers, description="domain models"
+        )
     )
 
 
 def _comparison(run: Run) -> Spent:
     settings = run.recipe.comparison
-    mixtures = {
+    mixtures: dict[str, dict[str, float]] = {
         name: read_mixture(run.path("mixtures", name, "mixture.json")).weights for name in settings.mixtures
     }
     runs = plan_comparison(mixtures, settings.seeds)
@@ -150,21 +155,17 @@ def _comparison(run: Run) -> Spent:
     )
     scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {"test": {}, "probes": {}}
     for (name, seed), proxy in runs.items():
-        tables = read_evaluation(folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1])
+        tables = read_evaluation(
+            folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1]
+        )
         for kind, prefix in (("test", "test-"), ("probes", "")):
             scores[kind].setdefault(name, {})[seed] = {
-                capability: bits_per_byte(tables[prefix + capability]) for capability in run.recipe.capabilities
+                capability: bits_per_byte(tables[prefix + capability])
+                for capability in run.recipe.capabilities
             }
     write_json(folder / "comparison.json", compare(scores["test"], mixtures=mixtures))
     write_json(folder / "on_probes.json", compare(scores["probes"], mixtures=mixtures))
     return spent_by(results)
-
-
-def check_reference(recipe: Recipe) -> None:
-    """RecipeError when influence needs domain models that the sources cannot give."""
-    for capability in recipe.capabilities:
-        if not any(capability in source.capabilities for source in recipe.sources):
-            raise RecipeError(f"No source serves the capability `{capability}`", remedy="Label one")
 
 
 PROXY_RUNS = Stage(
@@ -200,7 +201,11 @@ DOMAIN_MODELS = Stage(
     name="domain_models",
     folder="domain_models",
     needs=("tokens", "probes"),
-    settings=lambda recipe: [_data_settings(recipe), recipe.influence.checkpoints, recipe.leave_one_out.seeds[0]],
+    settings=lambda recipe: [
+        _data_settings(recipe),
+        recipe.influence.checkpoints,
+        recipe.leave_one_out.seeds[0],
+    ],
     outputs=("ratios.csv", "metrics.csv", "*/train/checkpoints/*/model.safetensors"),
     work=_domain_models,
     about="train a model on each capability's sources, keeping checkpoints",
