@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mixing.report.gather import recommended_name, same_weights, uniform
 from mixing.report.model import before_and_after
 from mixing.report.numbers import (
     compact,
@@ -21,6 +20,7 @@ from mixing.report.numbers import (
     signed_percent,
     words,
 )
+from mixing.report.recommended import recommended_name, same_weights, uniform
 from mixing.report.records import Comparison, Difference, Effect, RunFacts
 
 MEAN = "mean"

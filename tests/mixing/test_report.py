@@ -22,10 +22,10 @@ from curation.atomic import read_json, write_json
 from curation.errors import DataError
 from mixing.mixture import Mixture, write_mixture
 from mixing.report import charts, write_report
+from mixing.report.agreement import critical_rank_correlation
 from mixing.report.documents import EXCERPT_CHARACTERS, excerpt, joint_benefits
 from mixing.report.elements import Palette, heat
 from mixing.report.gather import gather
-from mixing.report.influence import critical_rank_correlation
 from mixing.report.numbers import signed
 from mixing.report.proof import difference_strip
 from mixing.report.records import Difference
@@ -138,6 +138,10 @@ def test_every_section_is_there_and_says_what_the_files_say(run: Path, page: str
         "torch 2.13.0+cpu",
         "12 min 14 s",
         "done, attempt 2",
+        "educational trained by this run",
+        "judge published: someone/judge-1B",
+        "readmes has 90 representative documents, not 120.",
+        "Overlapping held-out text",
         "dropped 2 documents",
     ):
         assert said in outline.text, said
@@ -383,7 +387,7 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
         write_report(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("module", ["numbers", "elements", "documents", "influence"])
+@pytest.mark.parametrize("module", ["numbers", "elements", "documents", "agreement"])
 def test_the_examples_in_docstrings_hold(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"mixing.report.{module}"))
     assert found.attempted and not found.failed
