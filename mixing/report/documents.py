@@ -27,6 +27,7 @@ from mixing.report.elements import (
     Palette,
     Prose,
     Section,
+    visible,
 )
 from mixing.report.gather import UNREADABLE
 from mixing.report.numbers import count, decimals_for, percent, power_of_ten, scale_exponent, signed, words
@@ -35,8 +36,6 @@ from mixing.report.records import Influence, RunFacts
 EXTREMES = 3
 EXCERPT_CHARACTERS = 600
 MOST_SOURCES = 40
-# Control characters other than tab and newline, and marks that turn the direction of what follows them.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def excerpt(text: str) -> str:
     >>> excerpt("a\\u202eb")
     'a\ufffdb'
     """
-    clean = _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
+    clean = visible(text.replace("\r\n", "\n"))
     clean = re.sub(r"\n{3,}", "\n\n", clean).strip("\n")
     return clean if len(clean) <= EXCERPT_CHARACTERS else clean[:EXCERPT_CHARACTERS].rstrip() + " …"
 

@@ -6,6 +6,7 @@ by `mixing.report.charts` from numbers alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -242,6 +243,21 @@ class Palette:
     def sort(self, names: set[str] | frozenset[str]) -> list[str]:
         """Names in the page's order of sources, the unknown ones after them by name."""
         return sorted(names, key=lambda name: (self.index.get(name, len(self.order)), name))
+
+
+# Control characters other than tab and newline, marks that turn the direction of what follows, halves of surrogates.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """A text in which every character that cannot be seen, or that hides others, is a replacement character.
+
+    >>> visible("a\\u202eb")
+    'a\ufffdb'
+    """
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def heat(value: float | None, largest: float) -> str:

@@ -5,40 +5,38 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from curation.atomic import read_json
 from curation.errors import MixwrightError
 from mixing.mixture import Mixture, read_mixture
+from mixing.report.parsing import (
+    number,
+    parse_comparison,
+    parse_funnel,
+    parse_influence,
+    parse_label_counts,
+    parse_leave_one_out,
+    parse_phases,
+    parse_reads,
+    parse_recipe,
+    parse_recommendation,
+    parse_settings,
+    texts,
+)
 from mixing.report.records import (
-    Benefit,
-    ComparedRun,
-    Comparison,
     Curve,
-    Density,
-    Difference,
-    Effect,
-    Influence,
-    LabelRule,
-    LeaveOneOut,
     Model,
     Phase,
     Problem,
-    ReadCounts,
     RecipeFacts,
-    Recommendation,
-    Reference,
     RunFacts,
-    Setting,
     Stage,
     Trained,
-    Trajectory,
 )
 
 T = TypeVar("T")
@@ -90,20 +88,24 @@ def gather(run: Path) -> RunFacts:
     """Everything that the page shows, except for tables of documents (`mixing.report.documents`)."""
     folder = Folder(run)
     recommended = folder.read(run / "mixture.json", read_mixture)
-    recipe = folder.read(run / "recipe.yaml", _recipe) or RecipeFacts()
+    recipe = folder.read(run / "recipe.yaml", parse_recipe) or RecipeFacts()
     mixtures = {
         file.parent.name: mixture
         for file in folder.glob("mixtures/*/mixture.json")
         if (mixture := folder.read(file, read_mixture)) is not None
     }
     reads = [
-        folder.read(file, lambda f: _reads(read_json(f))) for file in folder.glob("documents/*/read.json")
+        folder.read(file, lambda f: parse_reads(read_json(f)))
+        for file in folder.glob("documents/*/read.json")
     ]
     raters = [
         (file.parent.name, value)
         for file in folder.glob("raters/*/rater.json")
         if isinstance(value := folder.read(file, read_json), dict)
     ]
+    label_counts: dict[tuple[str, str], int] = {}
+    for file in folder.glob("raters/*.labels.json"):
+        label_counts |= folder.read(file, lambda f: parse_label_counts(read_json(f))) or {}
     stages = [_stage(folder, file) for file in folder.glob("stage.json", "*/stage.json", "*/*/stage.json")]
     trained = {path.name: _trained(folder, path) for path in folder.glob("training/*") if path.is_dir()}
     phases = _recipe_phases(recipe, {**mixtures, "recommended": recommended} if recommended else mixtures)
@@ -113,16 +115,21 @@ def gather(run: Path) -> RunFacts:
         name=run.resolve().name,
         recipe=recipe,
         recommended=recommended,
-        recommendation=folder.json("recommendation/recommendation.json", _recommendation),
+        recommendation=folder.json("recommendation/recommendation.json", parse_recommendation),
         mixtures=mixtures,
         leave_one_out=_first(
-            folder, ("leave_one_out/leave_one_out.json", "leave_one_out.json"), _leave_one_out
+            folder, ("leave_one_out/leave_one_out.json", "leave_one_out.json"), parse_leave_one_out
         ),
-        influence=folder.json("influence/summary.json", lambda value: _influence(value, recipe)),
-        comparison=_first(folder, ("comparison/comparison.json", "comparison.json"), _comparison),
+        influence=folder.json("influence/summary.json", lambda value: parse_influence(value, recipe)),
+        comparison=_first(folder, ("comparison/comparison.json", "comparison.json"), parse_comparison),
         reads=tuple(sorted((r for r in reads if r is not None), key=lambda r: r.source)),
-        funnel=folder.json("representative/funnel.json", _funnel) or (),
+        funnel=folder.json("representative/funnel.json", parse_funnel) or (),
+        warnings=folder.json("representative/warnings.json", texts) or (),
+        token_counts=folder.json("tokens/counts.json", lambda rows: tuple(dict(row) for row in rows)) or (),
         raters=tuple(raters),
+        rater_models=folder.json("raters/models.json", lambda v: {str(k): str(m) for k, m in v.items()})
+        or {},
+        label_counts=label_counts,
         curves={
             name: _curves(
                 folder, f"{name}/*/metrics.jsonl", f"{name}/*/*/metrics.jsonl", f"{name}/*/*/*/metrics.jsonl"
@@ -132,7 +139,7 @@ def gather(run: Path) -> RunFacts:
         trained=trained,
         model=folder.read(run / "model", _model),
         stages=tuple(sorted((s for s in stages if s is not None), key=lambda s: (s.started, s.where))),
-        settings=_first(folder, ("settings.json",), _settings) or (),
+        settings=_first(folder, ("settings.json",), parse_settings) or (),
         problems=tuple(folder.problems),
     )
 
@@ -145,65 +152,6 @@ def _first(folder: Folder, names: tuple[str, ...], parse: Callable[[Any], T]) ->
     return None
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _needed(value: Any) -> float:
-    found = number(value)
-    if found is None:
-        raise ValueError(f"{value!r} stands where a number is needed")
-    return found
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    if isinstance(values, str | int | float):
-        return (str(values),)
-    return tuple(str(v) for v in values or ())
-
-
-def _recipe(file: Path) -> RecipeFacts:
-    text = file.read_text(encoding="utf-8")
-    value = yaml.safe_load(text)
-    if not isinstance(value, dict):
-        return RecipeFacts(text)
-    sources = value.get("sources") or []
-    if isinstance(sources, dict):
-        sources = [{"name": name, **(entry or {})} for name, entry in sources.items()]
-    labels = (value.get("curation") or {}).get("labels") or {}
-    return RecipeFacts(
-        text,
-        {str(s["name"]): _texts(s.get("capabilities")) for s in sources},
-        tuple(_label(str(task), rule) for task, rules in labels.items() for rule in rules),
-        tuple(p for p in (value.get("final") or {}).get("phases") or () if isinstance(p, dict)),
-        (value.get("influence") or {}).get("checkpoint_weights", "step"),
-        value.get("seed"),
-    )
-
-
-def _label(task: str, rule: Mapping[str, Any]) -> LabelRule:
-    given = []
-    if rule.get("corrupt"):
-        given.append(f"damaged copies ({str(rule['corrupt']).replace('_', ' ')})")
-    if rule.get("sources"):
-        given.append(f"documents of {', '.join(_texts(rule['sources']))}")
-    if rule.get("pattern"):
-        times = rule.get("minimum_matches", 1)
-        given.append(
-            f"documents that match {rule['pattern']}" + (f" {times} times or more" if times != 1 else "")
-        )
-    return LabelRule(
-        task,
-        str(rule["name"]),
-        _needed(rule["label"]),
-        "; ".join(given) or "all others",
-        str(rule.get("why", "")),
-    )
-
-
 def _recipe_phases(recipe: RecipeFacts, mixtures: Mapping[str, Mixture]) -> tuple[Phase, ...]:
     """The recipe's phases with the mixtures that the run found; none unless all are known."""
     rows = [
@@ -211,140 +159,7 @@ def _recipe_phases(recipe: RecipeFacts, mixtures: Mapping[str, Mixture]) -> tupl
         for p in recipe.phases
         if p.get("mixture") in mixtures
     ]
-    return _phases(rows) if len(rows) == len(recipe.phases) else ()
-
-
-def _recommendation(value: Any) -> Recommendation:
-    return Recommendation(str(value["mixture"]), str(value.get("why", "")))
-
-
-def _leave_one_out(value: Any) -> LeaveOneOut:
-    seeds = value.get("seeds", ())
-    return LeaveOneOut(
-        unit=str(value.get("unit", "bits per byte")),
-        tokens_per_run=number(value.get("tokens_per_run")),
-        seeds=_texts(seeds),
-        effects=tuple(
-            Effect(
-                str(e["source"]),
-                str(e["capability"]),
-                _needed(e["delta"]),
-                number(e.get("low")),
-                number(e.get("high")),
-                {str(seed): _needed(d) for seed, d in (e.get("per_seed") or {}).items()},
-            )
-            for e in value["effects"]
-        ),
-        trajectories=tuple(
-            Trajectory(
-                str(t["source"]),
-                str(t["capability"]),
-                tuple(_needed(s) for s in t["steps"]),
-                tuple(_needed(d) for d in t["delta"]),
-            )
-            for t in value.get("trajectories", ())
-        ),
-        notes=_texts(value.get("notes")),
-        level=number(value.get("level")) or 0.9,
-    )
-
-
-def _influence(value: Any, recipe: RecipeFacts) -> Influence:
-    return Influence(
-        references=tuple(_reference(str(name), entry) for name, entry in value["references"].items()),
-        chosen=str(value["chosen"]),
-        why=str(value.get("why", "")),
-        pilots=tuple(p for p in value.get("pilots", ()) if isinstance(p, dict)),
-        rule=value.get("checkpoint_weights", recipe.checkpoint_rule),
-        normalise=str(value.get("normalise", "none")),
-    )
-
-
-def _reference(name: str, entry: Mapping[str, Any]) -> Reference:
-    return Reference(
-        name=name,
-        table=tuple(
-            Benefit(
-                str(row["source"]),
-                str(row["capability"]),
-                _needed(row["benefit"]),
-                number(row.get("low")),
-                number(row.get("high")),
-                row.get("documents"),
-                row.get("tokens"),
-            )
-            for row in entry["table"]
-        ),
-        weights=tuple(
-            Density(
-                str(row["source"]),
-                _needed(row["rho"]),
-                number(row.get("rho_low")),
-                number(row.get("rho_high")),
-                _needed(row["weight"]),
-                number(row.get("low")),
-                number(row.get("high")),
-                bool(row.get("clipped")),
-            )
-            for row in entry["weights"]
-        ),
-        noise_below_uniform=entry.get("noise_below_uniform"),
-        agreement=entry.get("agreement"),
-    )
-
-
-def _comparison(value: Any) -> Comparison:
-    return Comparison(
-        unit=str(value.get("unit", "bits per byte")),
-        mixtures={
-            str(name): {str(s): _needed(w) for s, w in weights.items()}
-            for name, weights in value.get("mixtures", {}).items()
-        },
-        seeds=_texts(value.get("seeds")),
-        runs=tuple(
-            ComparedRun(str(r["mixture"]), str(r["seed"]), str(r["capability"]), _needed(r["bits_per_byte"]))
-            for r in value["runs"]
-        ),
-        differences=tuple(
-            Difference(
-                str(d["mixture"]),
-                str(d.get("against", "uniform")),
-                str(d["capability"]),
-                _needed(d["difference"]),
-                number(d.get("relative")),
-                number(d.get("low")),
-                number(d.get("high")),
-                number(d.get("p_sign_flip")),
-                tuple(_needed(x) for x in d.get("per_seed") or ()),
-                number(d.get("smallest_detectable")),
-                str(d.get("verdict", "not separable")),
-                number(d.get("p_holm")),
-            )
-            for d in value["differences"]
-        ),
-        notes=_texts(value.get("notes")),
-        level=number(value.get("level")) or 0.9,
-        rule=str(value.get("rule", "")),
-    )
-
-
-def _reads(value: Any) -> ReadCounts:
-    counts = {name: int(v) for name, v in value.items() if isinstance(v, int) and not isinstance(v, bool)}
-    examples = tuple(
-        (str(e.get("where", "")), str(e.get("why", ""))) for e in value.get("broken_examples", ())
-    )
-    return ReadCounts(str(value["source"]), counts, examples)
-
-
-def _funnel(value: Any) -> tuple[tuple[str, str, int], ...]:
-    return tuple((str(r["source"]), str(r["stage"]), int(r["documents"])) for r in value)
-
-
-def _settings(value: Any) -> tuple[Setting, ...]:
-    return tuple(
-        Setting(str(r["setting"]), str(r.get("value", "")), str(r.get("paper", "")), str(r.get("why", "")))
-        for r in value
-    )
+    return parse_phases(rows) if len(rows) == len(recipe.phases) else ()
 
 
 def _stage(folder: Folder, file: Path) -> Stage | None:
@@ -400,34 +215,17 @@ def _curves(folder: Folder, *patterns: str) -> tuple[Curve, ...]:
 
 
 def _trained(folder: Folder, path: Path) -> Trained:
-    evaluations = folder.read(path / "evaluations.jsonl", read_rows)
     result = folder.read(path / "result.json", read_json)
     stage = folder.read(path / "stage.json", read_json)
     phases: tuple[Phase, ...] = ()
     for holder in (result, stage, (stage or {}).get("settings") if isinstance(stage, dict) else None):
         if not phases and isinstance(holder, dict):
-            phases = _phases(holder.get("phases") or (holder.get("schedule") or {}).get("phases") or ())
+            phases = parse_phases(holder.get("phases") or (holder.get("schedule") or {}).get("phases") or ())
     return Trained(
         path.name,
         result if isinstance(result, dict) else {},
         _curve(folder, path / "metrics.jsonl"),
-        tuple(evaluations or ()),
         phases,
-    )
-
-
-def _phases(value: Iterable[Any]) -> tuple[Phase, ...]:
-    """Phases as the trainer or the recipe records them, as long as their mixtures are spelled out."""
-    rows = [v for v in value if isinstance(v, dict) and isinstance(v.get("weights"), dict)]
-    sizes = [number(v.get("share")) or number(v.get("sequences")) or 0.0 for v in rows]
-    total = sum(sizes) or 1.0
-    return tuple(
-        Phase(
-            str(v.get("name", f"phase {at + 1}")),
-            size / total,
-            {str(k): float(w) for k, w in v["weights"].items()},
-        )
-        for at, (v, size) in enumerate(zip(rows, sizes, strict=True))
     )
 
 
@@ -452,29 +250,3 @@ def _parameters(file: Path) -> int:
             raise ValueError("the safetensors header is larger than the format allows")
         header = json.loads(handle.read(size))
     return sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
-
-
-def uniform(sources: Iterable[str]) -> dict[str, float]:
-    """Equal weights."""
-    names = list(sources)
-    return dict.fromkeys(names, 1 / len(names)) if names else {}
-
-
-def same_weights(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-    """Whether two mixtures are one, to a millionth."""
-    return all(abs(a.get(name, 0.0) - b.get(name, 0.0)) < 1e-6 for name in {*a, *b})
-
-
-def recommended_name(facts: RunFacts) -> str | None:
-    """The name of the recommended mixture in the comparison, if it was trained there; two names can share weights."""
-    if facts.recommended is None or facts.comparison is None:
-        return None
-    compared = set(facts.comparison.mixtures) | {d.mixture for d in facts.comparison.differences}
-    weights = facts.recommended.weights
-    given = [facts.recommendation.mixture] if facts.recommendation else []
-    given += [facts.recommended.method, facts.recommended.method.replace("-", "_")]
-    same = [name for name, other in facts.comparison.mixtures.items() if same_weights(other, weights)]
-    candidates = [name for name in given if name in same] + same
-    if not facts.comparison.mixtures:
-        candidates = [name for name in given if name in compared]
-    return candidates[0] if candidates else None

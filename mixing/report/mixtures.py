@@ -17,8 +17,8 @@ from mixing.report.elements import (
     StackedBars,
     Table,
 )
-from mixing.report.gather import same_weights, uniform
 from mixing.report.numbers import DASH, compact, percent, percent_span, plain, sentence
+from mixing.report.recommended import same_weights, uniform
 from mixing.report.records import RunFacts
 
 LABELLED = 0.07  # a segment narrower than this has no room for its figure

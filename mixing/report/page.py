@@ -14,8 +14,21 @@ from markupsafe import Markup
 
 from curation.atomic import write_text
 from curation.errors import DataError
-from mixing.report import documents, influence, ledger, mixtures, model, proof, provenance, removal
-from mixing.report.elements import PALETTE_SIZE, Palette, Section
+from mixing.report import (
+    agreement,
+    curated,
+    curves,
+    documents,
+    influence,
+    ledger,
+    mixtures,
+    model,
+    probes,
+    proof,
+    raters,
+    removal,
+)
+from mixing.report.elements import PALETTE_SIZE, Palette, Section, visible
 from mixing.report.gather import gather
 from mixing.report.records import RunFacts
 from mixing.report.verdict import summarise
@@ -51,6 +64,10 @@ def render(facts: RunFacts, run: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # Names, notes and reasons come from files as well as texts do.
+        finalize=lambda value: (
+            visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        ),
     )
     page = environment.get_template("page.html").render(
         run=facts.name,
@@ -77,8 +94,13 @@ def page_sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]
         *proof.sections(facts),
         *removal.sections(facts, palette),
         *influence.sections(facts, palette),
+        *agreement.sections(facts, palette),
         *documents.sections(facts, run, palette),
-        *provenance.sections(facts, run, palette),
+        curated.funnel_section(facts, run, palette),
+        *raters.sections(facts),
+        *probes.sections(facts, run, palette),
+        curated.broken_section(facts, palette),
         *model.sections(facts, palette),
+        *curves.sections(facts),
         *ledger.sections(facts),
     ]

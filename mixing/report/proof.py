@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mixing.report.elements import Block, Cell, Column, Disclosure, Prose, Section, Strip, Table
 from mixing.report.numbers import (
-    DASH,
     decimals_for,
     listed,
     percent,
@@ -50,6 +49,8 @@ def sections(facts: RunFacts) -> list[Section]:
     )
     for capability in capabilities:
         blocks.append(_differences(found, capability, limit))
+    if found.rule:
+        blocks.append(Prose(sentence(f"Rule: {found.rule}"), "note"))
     others = [d for d in found.differences if d.verdict not in TONES and d.verdict != "not separable"]
     blocks += [Prose(f"{d.mixture}, {d.capability}: {d.verdict}", "note") for d in others]
     blocks += [Prose(sentence(note), "note") for note in found.notes]
@@ -87,7 +88,7 @@ def _differences(found: Comparison, capability: str, limit: float) -> Table:
             Column("Difference"),
             Column("Relative"),
             Column("Interval"),
-            Column("p"),
+            Column("p (Holm)"),
             Column("Detectable"),
             Column("Verdict", numeric=False),
         ),
@@ -104,7 +105,7 @@ def _row(found: Comparison, d: Difference, decimals: int, limit: float) -> tuple
         Cell(signed(d.difference, decimals), tone="sure" if d.verdict in TONES else ""),
         Cell(signed_percent(relative, 2)),
         Cell(span(d.low, d.high, decimals, sign=True), tone="quiet"),
-        Cell(DASH if d.p is None else plain(d.p, 3)),
+        Cell(plain(d.p_corrected, 3), "" if d.p is None else f"sign flip {plain(d.p, 2)}"),
         Cell(percent(detectable, 2), tone="quiet"),
         Cell(d.verdict if d.verdict in TONES else "not separable", tone=tone),
     )

@@ -209,12 +209,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Trained:
-    """`training/<name>/`: the result, the curve, the measurements made on the way and the phases."""
+    """`training/<name>/`: the result, the curve and the phases."""
 
     name: str
     result: Mapping[str, Any]
     curve: Curve | None
-    evaluations: tuple[Mapping[str, Any], ...]
     phases: tuple[Phase, ...]
 
 
@@ -287,7 +286,11 @@ class RunFacts:
     comparison: Comparison | None
     reads: tuple[ReadCounts, ...]
     funnel: tuple[tuple[str, str, int], ...]
+    warnings: tuple[str, ...]
+    token_counts: tuple[Mapping[str, Any], ...]
     raters: tuple[tuple[str, Mapping[str, Any]], ...]
+    rater_models: Mapping[str, str]
+    label_counts: Mapping[tuple[str, str], int]
     curves: Mapping[str, tuple[Curve, ...]]
     trained: Mapping[str, Trained]
     model: Model | None

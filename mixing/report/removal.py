@@ -16,7 +16,7 @@ from mixing.report.elements import (
     Table,
     heat,
 )
-from mixing.report.numbers import compact, decimals_for, listed, sentence, signed, span, words
+from mixing.report.numbers import compact, decimals_for, listed, percent, sentence, signed, span, words
 from mixing.report.records import Effect, LeaveOneOut, RunFacts
 
 HELPS, HURTS = "removing it hurts: the source helps", "removing it helps: the source hurts"
@@ -84,8 +84,8 @@ def heat_map(facts: RunFacts, found: LeaveOneOut, palette: Palette) -> Table:
             cells.append(effect_cell(effects.get((source, capability)), decimals, largest, own))
         rows.append(tuple(cells))
     return Table(
-        f"Loss without the source minus loss with it, in {found.unit}, with intervals. Bold: the interval excludes "
-        "zero. Ring: the recipe says that the source has this capability.",
+        f"Loss without the source minus loss with it, in {found.unit}, with {percent(found.level, 0)} intervals. Bold: "
+        "the interval excludes zero. Ring: the recipe says that the source has this capability.",
         (Column("Source left out", numeric=False), *(Column(c) for c in capabilities)),
         tuple(rows),
         heat=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mixing.report.gather import recommended_name, same_weights, uniform
 from mixing.report.model import before_and_after
 from mixing.report.numbers import (
     compact,
@@ -14,12 +13,14 @@ from mixing.report.numbers import (
     listed,
     percent,
     percent_span,
+    plain,
     scientific,
     sentence,
     signed,
     signed_percent,
     words,
 )
+from mixing.report.recommended import recommended_name, same_weights, uniform
 from mixing.report.records import Comparison, Difference, Effect, RunFacts
 
 MEAN = "mean"
@@ -167,6 +168,16 @@ def _verdict(comparison: Comparison, difference: Difference) -> Verdict:
             f"than models trained on the uniform mixture ({how_sure}). Prefer uniform.",
             "bad",
         )
+    # The interval is that of one comparison; the verdict counts how many mixtures were tried.
+    alone = (
+        difference.low is not None
+        and difference.high is not None
+        and (difference.low > 0 or difference.high < 0)
+    )
+    corrected = ""
+    if alone:
+        p = "" if difference.p_corrected is None else f", p = {plain(difference.p_corrected, 2)}"
+        corrected = f" once the number of mixtures that were compared is taken into account (Holm{p})"
     missed = (
         f"The smallest effect that this comparison would reliably find is {percent(detectable, 2)}"
         if detectable is not None
@@ -174,7 +185,7 @@ def _verdict(comparison: Comparison, difference: Difference) -> Verdict:
     )
     return Verdict(
         "not separable from the uniform mixture at this budget",
-        f"Not separable from noise at this budget: {where}, the difference to the uniform mixture is "
+        f"Not separable from noise at this budget{corrected}: {where}, the difference to the uniform mixture is "
         f"{signed_percent(relative, 2)} in bits per byte ({how_sure}; negative is better). {missed}.",
         "unclear",
     )

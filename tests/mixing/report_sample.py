@@ -196,6 +196,17 @@ def _curation(folder: Path, sources: dict, ids: dict[str, list[str]]) -> None:
             },
         },
     )
+    write_json(folder / "raters" / "models.json", {"educational": "trained", "judge": "someone/judge-1B"})
+    rules = [{"rule": "worked", "label": 5.0, "why": "", "examples": 321}]
+    write_json(folder / "raters" / "educational.labels.json", {"educational": rules})
+    write_json(
+        folder / "representative" / "warnings.json", ["readmes has 90 representative documents, not 120"]
+    )
+    counts = [
+        {"source": n, "documents": 1100, "held_out": 100, "overlapping_held_out_text": 7, "tokens": TOKENS}
+        for n in sources
+    ]
+    write_json(folder / "tokens" / "counts.json", counts)
     for kind, count in (("probes", 6), ("test", 4)):
         for capability in CAPABILITIES:
             rows = [(i, n) for n, (caps, _) in sources.items() if capability in caps for i in ids[n][:count]]
