@@ -19,12 +19,27 @@ from typing import Any
 from curation.errors import MachineError
 
 _DISK_REMEDY = {
-    errno.ENOSPC: ("The disk is full", "Free some space, or choose another folder with --out; the run continues"),
+    errno.ENOSPC: (
+        "The disk is full",
+        "Free some space, or choose another folder with --out; the run continues",
+    ),
     errno.EDQUOT: ("The disk quota is used up", "Free some space, or choose another folder with --out"),
-    errno.EROFS: ("The folder is on a read-only file system", "Choose a folder that can be written with --out"),
-    errno.EACCES: ("The folder may not be written by this user", "Change its permissions, or choose another with --out"),
-    errno.EPERM: ("The folder may not be written by this user", "Change its permissions, or choose another with --out"),
-    errno.ENOTDIR: ("A file stands where a folder is needed", "Remove the file, or choose another folder with --out"),
+    errno.EROFS: (
+        "The folder is on a read-only file system",
+        "Choose a folder that can be written with --out",
+    ),
+    errno.EACCES: (
+        "The folder may not be written by this user",
+        "Change its permissions, or choose another with --out",
+    ),
+    errno.EPERM: (
+        "The folder may not be written by this user",
+        "Change its permissions, or choose another with --out",
+    ),
+    errno.ENOTDIR: (
+        "A file stands where a folder is needed",
+        "Remove the file, or choose another folder with --out",
+    ),
 }
 
 

@@ -1,232 +1,248 @@
-"""Semantic deduplication: of documents that say the same, within and across corpora, the first in keep-order
-stays.
+"""Semantic deduplication: of documents that say the same, the first in a stated order is kept.
 
-Two rules over cosines of embeddings:
-    greedy   a document is dropped when its cosine to a document that was KEPT before it is above the
-             threshold
-    semdedup a document is dropped when its cosine to ANY document before it is above the threshold (Abbas et
-             al. 2023, arXiv 2303.09540, with threshold 1 - eps): also when that one was itself dropped, so a
-             chain of
-             near neighbours loses all but its first
+Two rules. `greedy` drops a document whose cosine to a *kept* earlier one reaches the threshold. `semdedup` is
+SemDeDup's (Abbas et al. 2023, arXiv 2303.09540): the cosine to *any* earlier one counts, dropped or not, so a
+chain of near-duplicates loses all but its first link.
 
-Up to `exact_limit` documents all pairs are compared; beyond it, only pairs inside a cluster of faiss's
-spherical k-means, as in SemDeDup, which misses pairs across the borders of clusters. Products are computed in
-blocks in float32; a pair within 1e-4 of the threshold is computed again in float64, so the verdicts do not
-depend on the blocks.
+Up to `EXACT_DOCUMENTS` every pair is compared; beyond, only pairs inside a cluster of spherical k-means, as
+SemDeDup does, which misses pairs that the clusters part. Cosines are products of float32 matrices; pairs near
+the threshold are decided by the same product in float64, so the result does not depend on how rows were blocked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from curation.atomic import hash_value, replacing
+from curation.documents import Document
 from curation.errors import DataError, RecipeError
+from curation.progress import progress
 
 Rule = Literal["greedy", "semdedup"]
-EXACT_LIMIT = 200_000
+EXACT_DOCUMENTS = 200_000
 BLOCK = 1024
-STRIPE = 8192
-# Float32 sums of some hundred products are off by less than this.
 BAND = 1e-4
+"""Float32 products of unit vectors err by less; pairs this near to the threshold are computed again."""
+CLUSTER_SEED = 1234
+
+DUPLICATE_SCHEMA = pa.schema(
+    [
+        pa.field("dropped", pa.string(), nullable=False),
+        pa.field("kept_instead", pa.string(), nullable=False),
+        pa.field("cosine", pa.float64(), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Row `dropped` says what row `kept_instead` says; `cosine` is theirs.
+    """A dropped document, the earlier one that it is most like, and their cosine.
 
-    With the rule `semdedup`, `kept_instead` is the kept document at the end of the chain of nearest
-    neighbours, and
-    `cosine` may be below the threshold: the price of that rule, made visible.
+    Under `semdedup` the earlier one may itself have been dropped.
     """
 
-    dropped: int
-    kept_instead: int
+    dropped: str
+    kept_instead: str
     cosine: float
 
 
 def keep_order(
-    ids: Sequence[str], sources: Sequence[str], scores: Sequence[float], priority: Sequence[str]
+    documents: Sequence[Document],
+    priority: Mapping[str, int] | None = None,
+    scores: Mapping[str, float] | None = None,
 ) -> list[int]:
-    """Positions sorted by (place of the source in `priority`, score descending, id); others' sources come
-    last.
+    """Indices of `documents` by (priority of the source, score from high to low, id).
+
+    priority : smaller is kept first; sources without one come last
+    scores   : by id; documents without one come after those with one
     """
-    places = {source: place for place, source in enumerate(priority)}
-    last = len(places)
+    last = math.inf
+    ranks, values = priority or {}, scores or {}
     return sorted(
-        range(len(ids)), key=lambda i: (places.get(sources[i], last), sources[i], -scores[i], ids[i])
+        range(len(documents)),
+        key=lambda i: (
+            ranks.get(documents[i].source, last),
+            -values.get(documents[i].id, -last),
+            documents[i].id,
+            documents[i].source,
+        ),
     )
 
 
 def find_duplicates(
+    vectors: np.ndarray, threshold: float, *, rule: Rule = "greedy", exact_documents: int = EXACT_DOCUMENTS
+) -> list[tuple[int, int, float]]:
+    """(dropped, kept instead, cosine) for rows of `vectors` [n, dim], which stand in keep-order.
+
+    vectors   : rows of length 1, or 0 for texts in which the embedder sees nothing; those are never dropped
+    threshold : least cosine of a duplicate, in (0, 1]
+
+    >>> find_duplicates(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=np.float32), 0.9)
+    [(2, 0, 1.0)]
+    """
+    if not 0 < threshold <= 1:
+        raise RecipeError(
+            f"The threshold is {threshold}", remedy="Give a cosine above 0 and at most 1, such as 0.9"
+        )
+    if rule not in ("greedy", "semdedup"):
+        raise RecipeError(f"There is no rule `{rule}`", remedy="Choose greedy or semdedup")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise DataError("An embedding is not finite", remedy="Check the embedding model")
+    found: list[tuple[int, int, float]] = []
+    with progress("deduplicating", total=len(vectors), unit="documents") as task:
+        for members in _clusters(vectors, exact_documents):
+            inside = _within(vectors[members], threshold, rule, task.advance)
+            found += [(int(members[j]), int(members[i]), cosine) for j, i, cosine in inside]
+    return sorted(found)
+
+
+def deduplicate(
+    documents: Sequence[Document],
     vectors: np.ndarray,
     threshold: float,
     *,
     rule: Rule = "greedy",
-    exact_limit: int = EXACT_LIMIT,
-    seed: int = 0,
-) -> list[Duplicate]:
-    """Duplicates among `vectors`, float32 [n, dim] with rows of length 1 (or 0), given in keep-order.
+    priority: Mapping[str, int] | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> tuple[list[Document], list[Duplicate]]:
+    """The kept documents, in keep-order, and every dropped one with the one that it duplicates.
 
-    Raises RecipeError for a threshold outside (0, 1], DataError for vectors that are not finite.
+    The result does not depend on the order of `documents`. vectors : [len(documents), dim], in their order.
     """
-    if not 0 < threshold <= 1:
-        raise RecipeError(
-            f"The deduplication threshold is {threshold}",
-            remedy="Give a cosine above 0 and at most 1; 0.9 to 0.97 is usual",
-        )
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        raise DataError("Some embeddings are not finite", remedy="Check the embedder")
-    search = _greedy if rule == "greedy" else _one_shot
-    if len(vectors) <= exact_limit:
-        return search(vectors, threshold)
+    if len(documents) != len(vectors):
+        raise DataError(f"There are {len(documents)} documents but {len(vectors)} embeddings")
+    order = keep_order(documents, priority, scores)
+    ordered = [documents[i] for i in order]
+    pairs = find_duplicates(vectors[order], threshold, rule=rule)
+    dropped = {j for j, _, _ in pairs}
+    duplicates = [Duplicate(ordered[j].id, ordered[i].id, cosine) for j, i, cosine in pairs]
+    return [d for j, d in enumerate(ordered) if j not in dropped], duplicates
+
+
+def write_duplicates(path: Path | str, duplicates: Sequence[Duplicate]) -> None:
+    """Write the table `dropped, kept_instead, cosine`, atomically."""
+    columns = {name: [getattr(d, name) for d in duplicates] for name in DUPLICATE_SCHEMA.names}
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pydict(columns, schema=DUPLICATE_SCHEMA), temporary, compression="zstd")
+
+
+def _within(
+    vectors: np.ndarray, threshold: float, rule: Rule, advance: Callable[[float], None]
+) -> list[tuple[int, int, float]]:
+    """Duplicates among rows that are all compared with each other."""
+    kept = np.ones(len(vectors), dtype=bool)
     found = []
-    for members in clusters(vectors, seed):
-        for pair in search(vectors[members], threshold):
-            found.append(Duplicate(int(members[pair.dropped]), int(members[pair.kept_instead]), pair.cosine))
-    return sorted(found, key=lambda pair: pair.dropped)
+    for start in range(0, len(vectors), BLOCK):
+        stop = min(start + BLOCK, len(vectors))
+        near = vectors[start:stop] @ vectors[:stop].T >= threshold - BAND
+        rows, columns = np.nonzero(near)
+        for j in np.unique(rows):
+            earlier = columns[rows == j]
+            earlier = earlier[earlier < start + j]
+            if rule == "greedy":
+                earlier = earlier[kept[earlier]]
+            if not len(earlier):
+                continue
+            cosines = vectors[earlier].astype(np.float64) @ vectors[start + j].astype(np.float64)
+            best = int(np.argmax(cosines))
+            # Unit vectors of float32 have a length of 1 to seven digits: a copy must reach a threshold of 1.
+            if cosines[best] >= threshold - 1e-6:
+                kept[start + j] = False
+                found.append((start + int(j), int(earlier[best]), round(float(min(cosines[best], 1.0)), 6)))
+        advance(stop - start)
+    return found
 
 
-def clusters(vectors: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Row numbers, ascending, of each of about sqrt(n) clusters of faiss's spherical k-means (one thread,
-    seeded).
-    """
+def _clusters(vectors: np.ndarray, exact_documents: int) -> list[np.ndarray]:
+    """Row numbers of each cluster, rising; one cluster when all pairs can be compared."""
+    if len(vectors) <= exact_documents:
+        return [np.arange(len(vectors))]
     import faiss
 
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        count = max(1, round(len(vectors) ** 0.5))
-        means = faiss.Kmeans(
-            vectors.shape[1], count, niter=20, seed=seed + 1, spherical=True, min_points_per_centroid=1
-        )
-        means.train(vectors)
-        _, nearest = means.index.search(vectors, 1)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    order = np.argsort(nearest[:, 0], kind="stable")
-    starts = np.flatnonzero(np.diff(nearest[order, 0])) + 1
-    return [part for part in np.split(order, starts) if len(part)]
+    means = faiss.Kmeans(
+        vectors.shape[1],
+        round(math.sqrt(len(vectors))),
+        niter=20,
+        seed=CLUSTER_SEED,
+        spherical=True,
+        max_points_per_centroid=256,
+    )
+    means.train(vectors)
+    _, nearest = means.index.search(vectors, 1)
+    labels = nearest[:, 0]
+    by_label = np.argsort(labels, kind="stable")
+    return np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1)
 
 
-def duplicates_of_kept(
-    candidates: np.ndarray, kept: np.ndarray, threshold: float
-) -> list[tuple[int, float] | None]:
-    """For each candidate row, the most similar row of `kept` if its cosine is above the threshold, else
-    None.
+@dataclass(frozen=True)
+class DeduplicationReport:
+    """What `deduplicate_files` did."""
+
+    read: int
+    broken: int
+    kept: int
+    dropped: int
+    out: str
+    table: str
+
+
+def deduplicate_files(
+    files: Sequence[Path | str],
+    threshold: float,
+    out: Path | str,
+    *,
+    embedder: str | None = None,
+    rule: Rule = "greedy",
+    broken_tolerance: float = 0.01,
+) -> DeduplicationReport:
+    """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the smaller id.
+
+    embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts, whose
+               folder `<out>.embedder` stays beside `out`
+    The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`.
     """
-    best: list[tuple[int, float] | None] = [None] * len(candidates)
-    for first in range(0, len(candidates), BLOCK):
-        block = candidates[first : first + BLOCK]
-        for row, hits in enumerate(_hits(block, kept, threshold)):
-            best[first + row] = _nearest(block[row], kept, hits, threshold)
-    return best
+    from curation.embedding import embed, train_lsa_embedder
+    from curation.rater_tokenizer import train_rater_tokenizer
+    from curation.readers import read_files
+    from curation.writers import write_file
+
+    out = Path(out)
+    documents, counts = read_files(files, broken_tolerance=broken_tolerance)
+    documents = _with_own_ids(documents)
+    texts = [document.text for document in documents]
+    if embedder is None:
+        folder = out.with_name(f"{out.name}.embedder")
+        tokenizer = train_rater_tokenizer(sorted(set(texts)), folder / "tokenizer")
+        embedder = str(train_lsa_embedder(texts, tokenizer, folder / "model", dim=128))
+    places: dict[str, int] = {}
+    for document in documents:
+        places.setdefault(document.source, len(places))
+    kept, duplicates = deduplicate(documents, embed(texts, embedder), threshold, rule=rule, priority=places)
+    write_file(out, kept)
+    table = out.with_name(f"{out.name}.duplicates.parquet")
+    write_duplicates(table, duplicates)
+    return DeduplicationReport(
+        len(documents), counts.broken, len(kept), len(duplicates), str(out), str(table)
+    )
 
 
-def duplicates_table(
-    duplicates: Sequence[Duplicate], ids: Sequence[str], order: Sequence[int] | None = None
-) -> pl.DataFrame:
-    """`dropped, kept_instead, cosine` with ids in place of rows; `order` maps rows to positions in `ids`."""
-    position = list(order) if order is not None else list(range(len(ids)))
-    rows: dict[str, list[Any]] = {
-        "dropped": [ids[position[pair.dropped]] for pair in duplicates],
-        "kept_instead": [ids[position[pair.kept_instead]] for pair in duplicates],
-        "cosine": [pair.cosine for pair in duplicates],
-    }
-    schema = {"dropped": pl.String, "kept_instead": pl.String, "cosine": pl.Float32}
-    return pl.DataFrame(rows, schema=schema).sort("dropped")
-
-
-def _greedy(vectors: np.ndarray, threshold: float) -> list[Duplicate]:
-    kept = np.empty_like(vectors)
-    rows = np.empty(len(vectors), dtype=np.int64)
-    size = 0
-    found: list[Duplicate] = []
-    for first in range(0, len(vectors), BLOCK):
-        block = vectors[first : first + BLOCK]
-        inside = _hits(block, block, threshold)
-        fresh: set[int] = set()
-        for row, hits in enumerate(_hits(block, kept[:size], threshold)):
-            near = [i for i in inside[row] if i in fresh]
-            best = _nearest(block[row], kept[:size], hits, threshold)
-            other = _nearest(block[row], block, near, threshold)
-            if best is not None and (other is None or best[1] >= other[1]):
-                found.append(Duplicate(first + row, int(rows[best[0]]), best[1]))
-            elif other is not None:
-                found.append(Duplicate(first + row, first + other[0], other[1]))
-            else:
-                fresh.add(row)
-        new = np.array(sorted(fresh), dtype=np.int64)
-        kept[size : size + len(new)] = block[new]
-        rows[size : size + len(new)] = new + first
-        size += len(new)
-    return found
-
-
-def _one_shot(vectors: np.ndarray, threshold: float) -> list[Duplicate]:
-    parent: dict[int, int] = {}
-    for first in range(0, len(vectors), BLOCK):
-        block = vectors[first : first + BLOCK]
-        best = _maxima(block, vectors[: first + len(block)], first)
-        for row, (nearest, cosine) in enumerate(best):
-            if abs(cosine - threshold) <= BAND:
-                earlier = vectors[: first + row]
-                near = np.flatnonzero(earlier @ block[row] > threshold - 2 * BAND)
-                exact = _nearest(block[row], earlier, near.tolist(), threshold)
-                if exact is not None:
-                    parent[first + row] = exact[0]
-            elif cosine > threshold:
-                parent[first + row] = nearest
-    found = []
-    for row, ancestor in parent.items():
-        while ancestor in parent:
-            ancestor = parent[ancestor]
-        found.append(Duplicate(row, ancestor, _cosine(vectors[row], vectors[ancestor])))
-    return found
-
-
-def _hits(block: np.ndarray, others: np.ndarray, threshold: float) -> list[list[int]]:
-    """For each row of `block`, the rows of `others` whose float32 cosine may be above the threshold."""
-    hits: list[list[int]] = [[] for _ in range(len(block))]
-    for first in range(0, len(others), STRIPE):
-        products = block @ others[first : first + STRIPE].T
-        for row, column in zip(*np.nonzero(products > threshold - BAND), strict=True):
-            hits[row].append(first + int(column))
-    return hits
-
-
-def _maxima(block: np.ndarray, others: np.ndarray, offset: int) -> list[tuple[int, float]]:
-    """For each row of `block` (row `offset` + i of all), the earlier row with the largest float32 cosine."""
-    best = np.full(len(block), -np.inf, dtype=np.float32)
-    where = np.zeros(len(block), dtype=np.int64)
-    for first in range(0, len(others), STRIPE):
-        products = block @ others[first : first + STRIPE].T
-        columns = np.arange(first, first + products.shape[1])
-        products[columns[None, :] >= (offset + np.arange(len(block)))[:, None]] = -np.inf
-        top = products.argmax(axis=1)
-        value = products[np.arange(len(block)), top]
-        better = value > best
-        best[better], where[better] = value[better], columns[top[better]]
-    return [(int(index), float(value)) for index, value in zip(where, best, strict=True)]
-
-
-def _nearest(
-    vector: np.ndarray, others: np.ndarray, rows: Sequence[int], threshold: float
-) -> tuple[int, float] | None:
-    """The row with the largest float64 cosine above the threshold, the first of equals; None if there is
-    none.
-    """
-    best: tuple[int, float] | None = None
-    for row in rows:
-        cosine = _cosine(vector, others[row])
-        if cosine > threshold and (best is None or cosine > best[1]):
-            best = (row, cosine)
-    return best
-
-
-def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-    return float((first.astype(np.float64) * second.astype(np.float64)).sum())
+def _with_own_ids(documents: Sequence[Document]) -> list[Document]:
+    """Refuse one id for two texts: the table could not say which of them was dropped."""
+    seen: dict[str, str] = {}
+    for document in documents:
+        digest = hash_value([document.source, document.text])
+        if seen.setdefault(document.id, digest) != digest:
+            raise DataError(
+                f"Two documents have the id `{document.id}`",
+                remedy="Give each document its own id, or leave ids out",
+            )
+    return list({document.id: document for document in documents}.values())

@@ -164,9 +164,8 @@ def spread(
 ) -> dict[str, list[LabelledExample]]:
     """`balanced` for several tasks, at most `limit` in all, with as few texts as possible used for two tasks.
 
-    A small model that meets one text under several tasks learns the text by heart instead of the tasks; with
-    other
-    texts for each task, its agreement on unseen texts was 0.85 instead of 0.68 (area under the curve).
+    A small model that meets one text under several tasks learns the text by heart instead of the tasks. With
+    other texts for each task, its agreement on unseen texts was 0.85 instead of 0.68 (area under the curve).
     """
     shares = even_shares({task: len(members) for task, members in tasks.items()}, limit)
     used: set[str] = set()

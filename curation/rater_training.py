@@ -1,6 +1,4 @@
-"""What the raters' trainings share: settings, the split by origin, the order of batches, the optimiser's
-loop.
-"""
+"""What the raters' trainings share: settings, split by origin, order of batches, the optimiser's loop."""
 
 from __future__ import annotations
 
@@ -73,23 +71,19 @@ def fit(
     model.eval()
 
 
-def batch_plan(
-    groups: list[list[int]], rows: Sequence[Sequence[int]], settings: RaterSettings
-) -> list[list[int]]:
-    """Batches of all epochs: each of one group and of similar lengths, in random order; a function of the
-    seed.
+def batch_plan(rows: Sequence[Sequence[int]], settings: RaterSettings) -> list[list[int]]:
+    """Indices of `rows` by batch, for all epochs: rows of similar lengths together, batches in random
+    order.
     """
     plan: list[list[int]] = []
+    size = settings.batch_examples
     for epoch in range(settings.epochs):
         chance = random.Random(f"{settings.seed} {epoch}")
+        mixed = chance.sample(range(len(rows)), len(rows))
         batches: list[list[int]] = []
-        for group in groups:
-            mixed = chance.sample(group, len(group))
-            span = settings.batch_examples * 16
-            for start in range(0, len(mixed), span):
-                near = sorted(mixed[start : start + span], key=lambda i: len(rows[i]))
-                size = settings.batch_examples
-                batches += [near[first : first + size] for first in range(0, len(near), size)]
+        for start in range(0, len(mixed), size * 16):
+            near = sorted(mixed[start : start + size * 16], key=lambda i: len(rows[i]))
+            batches += [near[first : first + size] for first in range(0, len(near), size)]
         chance.shuffle(batches)
         plan += batches
     return plan

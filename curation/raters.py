@@ -28,18 +28,19 @@ from curation.judge_prompt import Prompt
 from curation.labels import LabelledExample
 from curation.rater_training import RaterSettings, Sides, batch_plan, fit, split_examples
 
+DEFAULTS = RaterSettings()
+
 
 def train_classifier(
     examples: Sequence[LabelledExample],
     tokenizer_folder: Path | str,
     out: Path | str,
-    settings: RaterSettings = RaterSettings(),
+    settings: RaterSettings = DEFAULTS,
 ) -> dict[str, Any]:
     """Train the educational classifier (labels 0 to 5, squared error) and return what `rater.json` holds.
 
-    A finished `out` of the same examples and settings is kept. Training is short and starts afresh when it
-    was
-    killed, with the same bytes at the end. Raises DataError when there are too few examples.
+    A finished `out` of the same examples and settings is kept. Training is short: when it was
+    killed it starts afresh, with the same bytes at the end. Raises DataError when there are too few examples.
     """
     out = Path(out)
     facts = _facts("educational classifier", {"educational": examples}, tokenizer_folder, settings)
@@ -76,13 +77,7 @@ def train_classifier(
             scores = model(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
             return (scores.float() - labels[batch]).square().mean()
 
-        fit(
-            model,
-            loss,
-            batch_plan([list(range(len(train)))], rows, settings),
-            settings,
-            "training the classifier",
-        )
+        fit(model, loss, batch_plan(rows, settings), settings, "training the classifier")
         _save(model, tokenizer, folder)
         scorer = EducationalClassifier(str(folder), max_tokens=settings.max_tokens)
         scores = scorer.score(_documents(test))["educational_score"]
@@ -95,13 +90,17 @@ def train_judge(
     prompts: Mapping[str, Prompt],
     tokenizer_folder: Path | str,
     out: Path | str,
-    settings: RaterSettings = RaterSettings(),
+    settings: RaterSettings = DEFAULTS,
 ) -> dict[str, Any]:
     """Train the judge on all tasks at once and return what `rater.json` holds.
 
     examples : labels 0 or 1 by task (`reasoning`, `code`, ...); for `combined`, if it has a prompt and no
                labels, see `combined_examples`
     prompts  : prompt by task; the loss is on the answer's token only
+
+    `settings.examples` counts all tasks together. Give more labels than that: then each task gets texts of
+    its
+    own, and agreement on unseen texts is far better than with few texts that are seen under every prompt.
 
     Resume and errors as `train_classifier`.
     """
@@ -204,7 +203,7 @@ def _train_answers(
             total = total + answer_loss(logits, targets[members], prompt.ones, prompt.zeros).sum()
         return total / len(batch)
 
-    plan = batch_plan([list(range(len(rows)))], rows, settings)
+    plan = batch_plan(rows, settings)
     fit(judge.model, loss, plan, settings, "training the judge")
 
 

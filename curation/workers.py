@@ -1,0 +1,309 @@
+"""A small pool of worker processes for jobs that each want one core to themselves.
+
+Every job runs in a fresh interpreter with one torch thread, so its numbers do not depend on how many workers
+there are or on which of them ran it. Workers die with their parent: the kernel kills them (Linux), and each
+also watches for its parent's id to change (everywhere). A worker that is killed is noticed at once and named
+in a sentence; what other jobs had finished has already been handed to the caller.
+
+Workers are plain subprocesses that are handed a socket, rather than `multiprocessing`, which would import the
+caller's `__main__` again: a script without `if __name__ == "__main__"`, or a notebook, would start itself
+anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from curation.errors import DataError, MachineError, MixwrightError, RecipeError
+from curation.progress import Task, progress, set_progress_mode
+
+Advance = Callable[[float], None]
+PARENT_CHECK_SECONDS = 1.0
+REPORT_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
+_ERRORS = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, MixwrightError)}
+_START = (
+    "import sys; sys.path[:] = {path!r}; from curation.workers import serve; serve({descriptor}, {parent})"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call to be made in a worker: `function(argument, advance)`.
+
+    name     : how messages call it
+    function : a function of an importable module
+    argument : picklable
+    The result must be picklable. `advance(amount)` reports progress in the units given to `run_jobs`.
+    """
+
+    name: str
+    function: Callable[[Any, Advance], Any]
+    argument: Any
+
+
+class JobFailed(RuntimeError):
+    """A job raised something that is not a sentence for the user; holds the worker's traceback."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    description: str = "jobs",
+    total: float | None = None,
+    unit: str = "jobs",
+    on_result: Callable[[Job, Any], None] | None = None,
+) -> list[Any]:
+    """Run jobs side by side and return their results in the order of the jobs.
+
+    workers   : processes; 0 runs everything in this process, one after another, with one torch thread
+    total     : amount of progress over all jobs; one a job if not given
+    on_result : called in this process, as soon as a job has finished, before anything else can fail
+    Raises the first job's MixwrightError as it is, MachineError when a worker dies, JobFailed on a bug. In
+    each case the other workers are stopped first.
+    """
+    if workers < 0:
+        raise RecipeError(f"{workers} workers are not possible", where="workers", remedy="Give 1 or more")
+    results: dict[int, Any] = {}
+
+    def finished(index: int, result: Any) -> None:
+        results[index] = result
+        if on_result is not None:
+            on_result(jobs[index], result)
+
+    if not jobs:
+        return []
+    with progress(description, total if total is not None else len(jobs), unit) as task:
+        if workers == 0:
+            _run_here(jobs, task, finished, count_jobs=total is None)
+        else:
+            pool = _Pool(jobs, min(workers, len(jobs)), task, finished, count_jobs=total is None)
+            try:
+                pool.run()
+            finally:
+                pool.close()
+    return [results[index] for index in range(len(jobs))]
+
+
+def _run_here(
+    jobs: Sequence[Job], task: Task, finished: Callable[[int, Any], None], *, count_jobs: bool
+) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for index, job in enumerate(jobs):
+            finished(index, job.function(job.argument, (lambda _: None) if count_jobs else task.advance))
+            if count_jobs:
+                task.advance(1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Worker:
+    """One subprocess and the socket to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        code = _START.format(path=sys.path, descriptor=theirs.fileno(), parent=os.getpid())
+        environment = dict(
+            os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
+        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+        self.connection = Connection(ours.detach())
+        self.job: int | None = None
+
+    def exit_code(self) -> int:
+        try:
+            return self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def stop(self) -> None:
+        self.connection.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class _Pool:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        workers: int,
+        task: Task,
+        finished: Callable[[int, Any], None],
+        *,
+        count_jobs: bool,
+    ) -> None:
+        self.jobs, self.task, self.finished, self.count_jobs = jobs, task, finished, count_jobs
+        # Pickled before any worker starts: a job that cannot travel is refused before time is spent.
+        self.parcels = [_parcel(job) for job in jobs]
+        self.next = 0
+        self.workers: list[_Worker] = []
+        self.wanted = workers
+
+    def run(self) -> None:
+        for _ in range(self.wanted):
+            self.workers.append(_Worker())
+        for worker in self.workers:
+            self._give(worker)
+        while busy := {w.connection: w for w in self.workers if w.job is not None}:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                self._receive(busy[connection])
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+    def _give(self, worker: _Worker) -> None:
+        worker.job = None
+        if self.next < len(self.jobs):
+            worker.job, self.next = self.next, self.next + 1
+            # A worker that has died is noticed when it is read from.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                worker.connection.send_bytes(self.parcels[worker.job])
+
+    def _receive(self, worker: _Worker) -> None:
+        assert worker.job is not None
+        try:
+            kind, value = worker.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise _death(self.jobs[worker.job].name, worker.exit_code()) from error
+        if kind == "progress":
+            if not self.count_jobs:
+                self.task.advance(value)
+        elif kind == "result":
+            if self.count_jobs:
+                self.task.advance(1)
+            self.finished(worker.job, value)
+            self._give(worker)
+        elif kind == "sentence":
+            name, what, where, remedy = value
+            raise _ERRORS.get(name, MixwrightError)(what, where=where, remedy=remedy)
+        else:
+            raise JobFailed(f"{self.jobs[worker.job].name} failed in its worker:\n{value}")
+
+
+def _parcel(job: Job) -> bytes:
+    if getattr(job.function, "__module__", None) == "__main__":
+        raise RecipeError(
+            f"The function of {job.name!r} is defined in the script that is running, where "
+            "workers cannot import it",
+            where="workers",
+            remedy="Move it into a module, or use workers=0",
+        )
+    return pickle.dumps((job.function, job.argument))
+
+
+def _death(name: str, code: int) -> MachineError:
+    if code < 0:
+        try:
+            cause = f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            cause = f"killed by signal {-code}"
+    else:
+        cause = f"ended with exit code {code}"
+    memory = (
+        "Most often the memory ran out: use fewer workers or smaller batches. "
+        if code == -signal.SIGKILL
+        else ""
+    )
+    return MachineError(
+        f"The worker of {name!r} was lost: {cause}",
+        where="workers",
+        remedy=f"{memory}What had finished is kept; start the same command again to continue",
+    )
+
+
+# ---- in the worker -------------------------------------------------------------------------------
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Main function of a worker: run the jobs that come through the socket until it closes."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops its workers.
+    set_progress_mode("quiet")
+    connection = Connection(descriptor)
+    while True:
+        try:
+            parcel = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            function, argument = pickle.loads(parcel)
+            # The environment has said so already; this holds against a library that sets it when imported.
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)
+            reporter = _Reporter(connection)
+            result = function(argument, reporter)
+            reporter.flush()
+            message: tuple[str, Any] = ("result", result)
+        except MixwrightError as error:
+            message = ("sentence", (type(error).__name__, error.what, error.where, error.remedy))
+        except BaseException:
+            message = ("traceback", traceback.format_exc())
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except Exception:  # a result that cannot be pickled
+            connection.send(("traceback", traceback.format_exc()))
+
+
+class _Reporter:
+    """Sends progress to the parent, at most twice a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._amount, self._sent = connection, 0.0, time.monotonic()
+
+    def __call__(self, amount: float) -> None:
+        self._amount += amount
+        if time.monotonic() - self._sent >= REPORT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._amount:
+            self._connection.send(("progress", self._amount))
+        self._amount, self._sent = 0.0, time.monotonic()
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

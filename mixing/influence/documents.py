@@ -1,0 +1,224 @@
+"""Tokenised documents, the rows they are cut into, and padded batches of rows.
+
+A row never mixes documents, rows are sorted by length before they are batched, and every row carries the
+weight of its tokens, so that the value of a document depends neither on its neighbours nor on padding nor
+on order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curation.errors import DataError
+
+IGNORED = -100
+Reduction = Literal["mean", "sum"]
+Windows = Literal["first", "all"]
+
+
+class Tokenized(Protocol):
+    """Anything with an id, a source and its token ids, first token included (it is read, never predicted)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def ids(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class SampleDocument:
+    """A document as token ids. A training sample is `[bos] + tokens + [eos]`, as the trainer stores it."""
+
+    id: str
+    source: str
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """Targets `start + 1 ... stop - 1` of a document, predicted from its tokens `start ...` on."""
+
+    document: int
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        """Targets of the row."""
+        return self.stop - self.start - 1
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows padded on the right to one length T.
+
+    input_ids : int64 [B, T]
+    labels    : int64 [B, T], the next token; -100 on padding
+    positions : int64 [B, T], counted from the row's start
+    weights   : float64 [B], what the loss of one target of the row counts in the loss of its document
+    documents : index of each row's document
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    weights: Tensor
+    documents: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read, padding included: what the pass costs."""
+        return self.input_ids.numel()
+
+
+def cut_rows(documents: Sequence[Tokenized], context: int, windows: Windows) -> list[Row]:
+    """Rows of at most `context` input tokens.
+
+    windows : "first" keeps the first `context` targets of a document and leaves the rest out; "all" goes on
+              with further rows, each of which starts without what came before. Each target is in exactly
+              one row.
+    """
+    rows = []
+    for index, document in enumerate(documents):
+        length = len(document.ids)
+        for start in range(0, length - 1, context):
+            rows.append(Row(index, start, min(start + context + 1, length)))
+            if windows == "first":
+                break
+    return rows
+
+
+def target_counts(documents: Sequence[Tokenized], rows: Sequence[Row]) -> np.ndarray:
+    """Scored targets of each document, int64 [n]: the s_x of Eq. 6."""
+    counts = np.zeros(len(documents), dtype=np.int64)
+    for row in rows:
+        counts[row.document] += row.tokens
+    return counts
+
+
+def plan_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
+    """Rows of similar length together, at most `batch_tokens` tokens with padding (one row at least)."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: (r.tokens, r.document, r.start)):
+        if batches and row.tokens * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def make_batch(
+    documents: Sequence[Tokenized], rows: Sequence[Row], row_weights: Sequence[float], device: torch.device
+) -> RowBatch:
+    """Pad `rows` into one batch; `row_weights` gives the weight of one target of each row."""
+    width = max(row.tokens for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    for at, row in enumerate(rows):
+        tokens = torch.as_tensor(
+            np.asarray(documents[row.document].ids[row.start : row.stop], dtype=np.int64)
+        )
+        ids[at, : row.tokens] = tokens[:-1]
+        labels[at, : row.tokens] = tokens[1:]
+    positions = torch.arange(width).expand(len(rows), width)
+    weights = torch.tensor(row_weights, dtype=torch.float64)
+    return RowBatch(
+        ids.to(device),
+        labels.to(device),
+        positions.to(device),
+        weights.to(device),
+        tuple(r.document for r in rows),
+    )
+
+
+class BatchPlan:
+    """Documents, their rows and weights; iterate over it to get the batches.
+
+    reduction : "mean" makes the loss of a document the mean over its targets (the natural reading of the
+                paper, which multiplies by the token count in Eq. 6), "sum" their sum, "corpus" the share of
+                the document in the mean over all targets of all documents.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Tokenized],
+        *,
+        context: int,
+        windows: Windows,
+        reduction: Literal["mean", "sum", "corpus"],
+        batch_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.documents, self.device = documents, device
+        rows = cut_rows(documents, context, windows)
+        self.counts = target_counts(documents, rows)
+        self.cut = [
+            d.id for d, n in zip(documents, self.counts, strict=True) if n < len(d.ids) - 1
+        ]  # documents of which only the first `context` targets count
+        total = max(int(self.counts.sum()), 1)
+        weight = {"mean": 1.0 / np.maximum(self.counts, 1), "sum": np.ones(len(documents))}
+        self._weights = weight.get(reduction, np.full(len(documents), 1.0 / total))
+        self._batches = plan_batches(rows, batch_tokens)
+
+    @property
+    def targets(self) -> int:
+        """Targets of all documents."""
+        return int(self.counts.sum())
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of one pass, padding included."""
+        return sum(len(batch) * max(row.tokens for row in batch) for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self):
+        for rows in self._batches:
+            weights = [float(self._weights[row.document]) for row in rows]
+            yield make_batch(self.documents, rows, weights, self.device)
+
+
+def check_vocabulary(documents: Sequence[Tokenized], vocabulary: int) -> None:
+    """DataError that names a document whose token ids the model does not have."""
+    for document in documents:
+        ids = np.asarray(document.ids)
+        if len(ids) and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+            raise DataError(
+                f"Document {document.id!r} has token {int(ids.max())}, outside the {vocabulary} of the model",
+                where=f"source {document.source}",
+                remedy="Tokenise the documents with the tokenizer that the model was trained with",
+            )
+
+
+def spread_over_sources(documents: Sequence[Tokenized], count: int) -> list[int]:
+    """Indices of `count` documents, the sources in turn and each source at even spacing; a pure function.
+
+    >>> docs = [SampleDocument(str(i), "ab"[i // 4], np.arange(3)) for i in range(8)]
+    >>> spread_over_sources(docs, 4)
+    [0, 2, 4, 6]
+    """
+    groups: dict[str, list[int]] = {}
+    for index, document in enumerate(documents):
+        if len(document.ids) > 1:
+            groups.setdefault(document.source, []).append(index)
+    share = dict.fromkeys(sorted(groups), 0)
+    left = min(count, sum(map(len, groups.values())))
+    while left:
+        for name in share:
+            if left and share[name] < len(groups[name]):
+                share[name] += 1
+                left -= 1
+    chosen = []
+    for name, wanted in share.items():
+        group = groups[name]
+        chosen += [group[at * len(group) // wanted] for at in range(wanted)]
+    return sorted(chosen)

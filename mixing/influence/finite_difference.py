@@ -1,0 +1,65 @@
+"""Directional derivatives from differences of losses: forward passes only, one extra copy of the weights.
+
+benefit = [L(theta + h u) - L(theta - h u)] / 2h times |v|, with u = v / |v| (Mirrored influence, arXiv
+2402.08922, is the one-sided form along a whole optimiser step). The error is of order h^2 (central) or h
+(one-sided) plus the rounding of the losses over h, so it needs float32 or better. Differences are taken
+token by token and summed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from mixing.influence.adapters import LossAdapter
+from mixing.influence.documents import RowBatch
+from mixing.influence.scorers import Vectors, named_for, norm, weigh
+
+Side = Literal["central", "one"]
+# Lengths of the step in parameter space that are tried, the likeliest first.
+STEPS: dict[torch.dtype, tuple[float, ...]] = {
+    torch.float64: (1e-4, 1e-3, 1e-5),
+    torch.float32: (1e-2, 3e-3, 3e-2, 1e-3),
+}
+
+
+class FiniteDifference:
+    """2 F for each direction (central), or 1 F and another for all together (one-sided)."""
+
+    def __init__(
+        self, adapter: LossAdapter, directions: Sequence[Vectors], step: float, side: Side = "central"
+    ) -> None:
+        self.adapter, self.step, self.side = adapter, step, side
+        self.name = "finite_difference" if side == "central" else "finite_difference_one_sided"
+        self.lengths = [norm(vectors) for vectors in directions]
+        self._tangents = [named_for(adapter, vectors) for vectors in directions]
+
+    @property
+    def forwards(self) -> float:
+        return 2.0 * len(self.lengths) if self.side == "central" else 1.0 + len(self.lengths)
+
+    def _losses(self, batch: RowBatch, direction: int, distance: float) -> Tensor:
+        own = dict(self.adapter.named_parameters())
+        factor = distance / self.lengths[direction]
+        weights = {name: own[name] + factor * v for name, v in self._tangents[direction].items()}
+        return functional_call(self.adapter, weights, (batch,))
+
+    @torch.no_grad()
+    def token_derivatives(self, batch: RowBatch, direction: int, base: Tensor | None = None) -> Tensor:
+        """Derivative of each target's own loss [B, T], float64."""
+        ahead = self._losses(batch, direction, self.step).double()
+        if self.side == "central":
+            behind, width = self._losses(batch, direction, -self.step).double(), 2 * self.step
+        else:
+            behind, width = (self.adapter(batch) if base is None else base).double(), self.step
+        return (ahead - behind) * (self.lengths[direction] / width)
+
+    @torch.no_grad()
+    def rows(self, batch: RowBatch) -> Tensor:
+        base = self.adapter(batch) if self.side == "one" else None
+        parts = [weigh(self.token_derivatives(batch, k, base), batch) for k in range(len(self.lengths))]
+        return torch.stack(parts, -1)

@@ -1,0 +1,70 @@
+"""The `mixwright` command: thin functions over the floors, one module for each kind of work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from curation.errors import MachineError, MixwrightError
+from curation.progress import set_progress_mode
+
+GLOBAL_FLAGS = {"--quiet": "quiet", "-q": "quiet", "--plain": "plain"}
+
+app = typer.Typer(
+    name="mixwright",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Find out which data makes a small language model reason, in what proportion to mix it, and train the model.",
+    epilog="Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 machine, 130 interrupted.",
+)
+
+
+@app.callback()
+def _main(
+    quiet: bool = typer.Option(
+        False, "--quiet", "-q", help="Print results and errors only; anywhere on the line."
+    ),
+    plain: bool = typer.Option(
+        False, "--plain", help="Progress as plain lines, as in a log; anywhere on the line."
+    ),
+) -> None:
+    if quiet or plain:
+        set_progress_mode("quiet" if quiet else "plain")
+
+
+def main() -> None:
+    """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
+    from recipes.cli import curating, machine, mixing, running, training  # noqa: F401  (they add their commands)
+
+    # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    arguments = sys.argv[1:]
+    flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
+    rest = [argument for argument in arguments if argument not in GLOBAL_FLAGS]
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app(args=flags + rest, prog_name="mixwright")
+    except MixwrightError as error:
+        errors.print(f"[bold red]Error:[/] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is done is kept; the same command continues.")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        errors.print(
+            f"[bold red]Error:[/] {_plain(error.strerror or '')} ({_plain(str(error.filename or ''))})."
+        )
+        sys.exit(MachineError.exit_code)
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,134 @@
+"""Commands over a whole recipe or run: run, plan, report, verify, show, stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curation.errors import DataError, RecipeError
+from recipes.cli import app
+from recipes.cli.output import JsonOption, SetOption, console, print_json, print_table, say
+from recipes.pipeline import Run
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a built-in one (quickstart).")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/<name> when left out.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@app.command()
+def run(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
+    """Run a recipe; continue it where it was, or do nothing when it is done."""
+    execute(recipe, out, set_, goal=None)
+
+
+@app.command()
+def stage(
+    recipe: RecipeArgument,
+    name: Annotated[str, typer.Option("--name", help="The stage to reach; `mixwright plan` lists them.")],
+    out: OutOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run a recipe up to one stage, with what that stage needs."""
+    execute(recipe, out, set_, goal=name)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what would run and what it would cost, without running it."""
+    from recipes.plan import make_plan
+
+    made = make_plan(_open(recipe, out, set_))
+    if as_json:
+        print_json(made)
+        return
+    print_table(
+        f"Plan of {made['name']}, into {made['folder']}",
+        made["stages"],
+        {"stage": "Stage", "state": "State", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"},
+    )
+    say(
+        f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,"
+    )
+    say(f"  {made['speed']}")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write the page report.html from what a run has so far."""
+    from mixing.report import write_report
+
+    console.print(str(write_report(_existing(run))), markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Compare every result of a run with the hash that was recorded when it was made."""
+    from recipes.pipeline import verify as find_problems
+    from recipes.stages import STAGES
+
+    problems = find_problems(from_folder(run), STAGES)
+    if as_json:
+        print_json({"problems": problems})
+    for problem in problems if not as_json else ():
+        console.print(problem, markup=False)
+    if problems:
+        raise typer.Exit(DataError.exit_code)
+    if not as_json:
+        say(f"All results of {run} are as they were written.")
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    document: Annotated[str, typer.Argument(help="The id of a document, or its first characters.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one document with every score that a run gave it."""
+    from recipes.show import find_document
+
+    found = find_document(_existing(run), document)
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        console.print(f"{key}: {value}", markup=False, soft_wrap=True)
+
+
+def execute(recipe: str, out: Path | None, overrides: list[str] | None, goal: str | None) -> Run:
+    """Run the stages of a recipe up to `goal` (all when None), saying what happens."""
+    from recipes.execute import run_recipe
+
+    bound = _open(recipe, out, overrides)
+    done = run_recipe(bound, goal, say)
+    if not done:
+        say(f"Nothing to do: every stage of {bound.folder} is done for this recipe.")
+    if goal is None:
+        from mixing.report.terminal import print_summary
+
+        print_summary(bound.folder, console)
+    return bound
+
+
+def _open(recipe: str, out: Path | None, overrides: list[str] | None) -> Run:
+    from recipes.execute import open_run
+
+    return open_run(recipe, out, overrides or ())
+
+
+def _existing(run: Path) -> Path:
+    if not (run / "recipe.yaml").is_file():
+        raise RecipeError(f"{run} is not a run folder", remedy="Name a folder that `mixwright run` made")
+    return run
+
+
+def from_folder(run: Path) -> Run:
+    """The run of a folder, bound to the recipe that is kept in it."""
+    from recipes.execute import open_run
+
+    return open_run(str(_existing(run) / "recipe.yaml"), run, ())

@@ -1,0 +1,76 @@
+"""Running a recipe: bind it to a folder, then run its stages in order."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from curation.atomic import write_json, write_text
+from curation.errors import RecipeError
+from recipes.load import dump_recipe, load_recipe
+from recipes.open_settings import open_settings
+from recipes.pipeline import Run, Stage, is_done, locked, run_stage
+from recipes.schema import Recipe
+
+
+def open_run(recipe: str | Path, out: Path | None = None, overrides: Iterable[str] = ()) -> Run:
+    """Bind a recipe to its run folder (runs/<name> unless `out` says otherwise); nothing is written yet."""
+    loaded, file = load_recipe(recipe, overrides)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores if loaded.workers == "auto" else int(loaded.workers)
+    bound = _with_absolute_paths(loaded, file.resolve().parent)
+    return Run(bound, file.resolve(), Path(out) if out else Path("runs") / loaded.name, workers)
+
+
+def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = print) -> list[str]:
+    """Run every stage that is not done, up to `goal` when given, and return the names of those that ran.
+
+    Raises the errors of curation.errors; whatever was finished before stays and is not repeated.
+    """
+    from mixing.report import write_report
+    from recipes.stages import STAGES, stages_for
+
+    if goal is not None and goal not in STAGES:
+        raise RecipeError(f"There is no stage `{goal}`", remedy=f"Choose one of: {', '.join(STAGES)}")
+    chosen = stages_for(run.recipe, goal)
+    with locked(run.folder):
+        write_text(run.path("recipe.yaml"), dump_recipe(run.recipe))
+        write_json(run.path("settings.json"), open_settings(run.recipe))
+        ran = []
+        for number, stage in enumerate(chosen, 1):
+            if is_done(run, stage, STAGES):
+                continue
+            say(f"[{number:>2}/{len(chosen)}] {stage.name}: {stage.about}")
+            started = time.monotonic()
+            run_stage(run, stage, STAGES)
+            say(f"        {time.monotonic() - started:.1f} s")
+            ran.append(stage.name)
+        if goal is None and (ran or not run.path("report.html").is_file()):
+            write_report(run.folder)
+    return ran
+
+
+def remaining(run: Run, stages: dict[str, Stage]) -> set[str]:
+    """Names of the stages that a run would still have to do."""
+    missing: set[str] = set()
+    for stage in stages.values():
+        if missing.intersection(stage.needs) or not is_done(run, stage, stages):
+            missing.add(stage.name)
+    return missing
+
+
+def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with its files named absolutely, so that the copy kept in the run folder means the same files."""
+    sources = [
+        source.model_copy(update={"path": str(base / source.path)}) if source.path else source
+        for source in recipe.sources
+    ]
+    post: dict[str, object] = {}
+    for name in ("sft", "grpo"):
+        block = getattr(recipe.post_training, name)
+        if block is not None and block.data != "generated":
+            post[name] = block.model_copy(update={"data": str(base / block.data)})
+    training = recipe.post_training.model_copy(update=post)
+    return recipe.model_copy(update={"sources": sources, "post_training": training})

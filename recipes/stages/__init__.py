@@ -1,0 +1,57 @@
+"""The stages of a run, in order; each module holds those of one kind of work."""
+
+from __future__ import annotations
+
+from recipes.pipeline import Stage
+from recipes.schema import Recipe
+from recipes.stages.curating import RATERS, REPRESENTATIVE
+from recipes.stages.final import GRPO, MODEL, PRETRAIN, SFT
+from recipes.stages.probing import PROBES, TEST, TOKENS
+from recipes.stages.proxies import COMPARISON, DOMAIN_MODELS, LEAVE_ONE_OUT, PROXY_RUNS
+from recipes.stages.text import DOCUMENTS, TOKENIZER
+from recipes.stages.weighing import INFLUENCE, MIXTURES, RECOMMENDATION
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        DOCUMENTS,
+        TOKENIZER,
+        RATERS,
+        REPRESENTATIVE,
+        PROBES,
+        TEST,
+        TOKENS,
+        PROXY_RUNS,
+        LEAVE_ONE_OUT,
+        DOMAIN_MODELS,
+        INFLUENCE,
+        MIXTURES,
+        COMPARISON,
+        RECOMMENDATION,
+        PRETRAIN,
+        SFT,
+        GRPO,
+        MODEL,
+    )
+}
+
+
+def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
+    """The stages of a recipe in order; with a goal, that stage and what it needs.
+
+    Optional stages of post-training that the recipe turns off are left out.
+    """
+    absent = {name for name in ("sft", "grpo") if getattr(recipe.post_training, name) is None}
+    wanted = set(STAGES) if goal is None else _needed(goal)
+    return [stage for name, stage in STAGES.items() if name in wanted - absent]
+
+
+def _needed(goal: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [goal]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(STAGES[name].needs)
+    return found

@@ -1,0 +1,155 @@
+"""The stages that hold text out of training, and tokenize the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from curation.atomic import write_json
+from curation.decontaminate import overlaps
+from curation.documents import Document, read_documents
+from curation.errors import DataError
+from curation.workers import Advance, Job, run_jobs
+from probes.capability import build_probes, read_probes, without_held_out, write_probes
+from recipes.pipeline import Run, Spent, Stage
+from recipes.stages.text import test_documents, training_documents
+from training.tokenizer import load_tokenizer
+from training.tokens import TokenSource, write_tokens
+
+OVERLAP_SHARE = 0.5
+"""A training document of which a held-out text shares at least this part of its 13-word runs is left out. Any single
+run would drop most of a templated corpus, whose documents share their wording by design."""
+
+
+def _by_capability(run: Run, documents: dict[str, list[Document]]) -> dict[str, list[Document]]:
+    sets: dict[str, list[Document]] = {}
+    for source in run.recipe.sources:
+        for capability in source.capabilities:
+            sets.setdefault(capability, []).extend(documents[source.name])
+    return {name: sorted(found, key=lambda d: (d.source, d.id)) for name, found in sorted(sets.items())}
+
+
+def _first(documents: list[Document], count: int, seed: int) -> list[Document]:
+    """`count` documents in the order of a seeded hash."""
+    return sorted(documents, key=lambda d: hashlib.sha256(f"held out\0{seed}\0{d.id}".encode()).digest())[
+        :count
+    ]
+
+
+def _probes(run: Run) -> Spent:
+    recipe = run.recipe
+    representative = {
+        source.name: _first(
+            read_documents(run.path("representative", f"{source.name}.parquet")),
+            round(recipe.probes.maximum_documents / recipe.probes.share),
+            recipe.seed,
+        )
+        for source in recipe.sources
+        if source.capabilities
+    }
+    capabilities = {name: recipe.capabilities_of[name] for name in representative}
+    chosen = build_probes(representative, capabilities, share=recipe.probes.share, seed=recipe.seed)
+    write_probes(run.path("probes"), chosen)
+    return Spent()
+
+
+def _test(run: Run) -> Spent:
+    recipe = run.recipe
+    documents = {}
+    for source in recipe.sources:
+        if not source.capabilities:
+            continue
+        documents[source.name] = _first(
+            test_documents(run, source.name), recipe.probes.maximum_test_documents, recipe.seed
+        )
+        if not documents[source.name]:
+            raise DataError(
+                "No document was set aside for the test",
+                where=f"source {source.name}",
+                remedy="Raise `probes.test_share`, or give the source more files",
+            )
+    write_probes(run.path("test"), _by_capability(run, documents))
+    return Spent()
+
+
+def _tokenize_one(argument: tuple[Run, str], advance: Advance) -> dict[str, Any]:
+    """Tokens of the documents of a source that may be trained on, and what was left out."""
+    run, source = argument
+    held_out = {f"probe {name}": documents for name, documents in read_probes(run.path("probes")).items()}
+    held_out |= {f"test {name}": documents for name, documents in read_probes(run.path("test")).items()}
+    documents = training_documents(run, source)
+    free = list(without_held_out(documents, held_out))
+    references = list({d.id: d for found in held_out.values() for d in found}.values())
+    near = {found.document_id for found in overlaps(free, references, least_share=OVERLAP_SHARE)}
+    kept = [(document.id, document.text) for document in free if document.id not in near]
+    if not kept:
+        raise DataError(
+            "Nothing is left to train on",
+            where=f"source {source}",
+            remedy="Give the source more text, or lower `probes.share`",
+        )
+    tokenizer = load_tokenizer(run.path("tokenizer", "model"))
+    write_tokens(kept, tokenizer, run.path("tokens", source), source)
+    return {
+        "source": source,
+        "documents": len(kept),
+        "held_out": len(documents) - len(free),
+        "overlapping_held_out_text": len(free) - len(kept),
+    }
+
+
+def _tokens(run: Run) -> Spent:
+    jobs = [Job(source.name, _tokenize_one, (run, source.name)) for source in run.recipe.sources]
+    counts = run_jobs(jobs, workers=run.workers, description="tokenizing", unit="sources")
+    for count in counts:
+        count["tokens"] = TokenSource.open(run.path("tokens", count["source"])).total_tokens
+    write_json(run.path("tokens", "counts.json"), counts)
+    return Spent(tokens=sum(count["tokens"] for count in counts))
+
+
+PROBES = Stage(
+    name="probes",
+    folder="probes",
+    needs=("representative",),
+    settings=lambda recipe: [
+        recipe.probes.share,
+        recipe.probes.maximum_documents,
+        recipe.capabilities_of,
+        recipe.seed,
+    ],
+    outputs=("*.parquet",),
+    work=_probes,
+    about="hold out a part of the representative sets",
+    fixed_seconds=1,
+)
+
+TEST = Stage(
+    name="test",
+    folder="test",
+    needs=("documents",),
+    settings=lambda recipe: [
+        recipe.probes.test_share,
+        recipe.probes.maximum_test_documents,
+        recipe.capabilities_of,
+        recipe.seed,
+    ],
+    outputs=("*.parquet",),
+    work=_test,
+    about="set text aside for the final comparison",
+    fixed_seconds=1,
+)
+
+TOKENS = Stage(
+    name="tokens",
+    folder="tokens",
+    needs=("documents", "tokenizer", "probes", "test"),
+    settings=lambda recipe: [
+        recipe.probes.test_share,
+        recipe.seed,
+        [source.name for source in recipe.sources],
+    ],
+    outputs=("*/tokens.bin", "counts.json"),
+    work=_tokens,
+    about="tokenize what is not held out",
+    fixed_seconds=8,
+)

@@ -1,0 +1,149 @@
+"""The stages from corpora to documents and a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curation.documents import Document, read_documents
+from curation.local import local_files
+from curation.sources import SourceSpec, read_source
+from curation.splits import split_of
+from curation.workers import Advance, Job, run_jobs
+from recipes.curation_settings import SourceSettings
+from recipes.pipeline import Run, Spent, Stage
+from recipes.schema import Recipe
+
+
+def source_spec(source: SourceSettings, recipe: Recipe) -> SourceSpec:
+    """The curation floor's record of a source of the recipe."""
+    options: dict[str, Any] = {"piece_bytes": recipe.curation.piece_bytes}
+    if source.kind != "python":
+        options["text_field"] = source.text_field
+    if source.kind == "hub":
+        options |= {"subset": source.subset, "split": source.split}
+    return SourceSpec(
+        name=source.name,
+        kind=source.kind,
+        path=source.path,
+        dataset=source.dataset,
+        collection=source.collection,
+        capabilities=tuple(source.capabilities),
+        options=options,
+    )
+
+
+def training_documents(run: Run, source: str) -> list[Document]:
+    """Documents of a source that were not set aside for the test, in the order of their file."""
+    shares = {"train": 1 - run.recipe.probes.test_share, "test": run.recipe.probes.test_share}
+    return [
+        document
+        for document in read_documents(run.path("documents", source))
+        if split_of(document, run.recipe.seed, shares) == "train"
+    ]
+
+
+def test_documents(run: Run, source: str) -> list[Document]:
+    """Documents of a source that were set aside, by file of origin, before anything else."""
+    shares = {"train": 1 - run.recipe.probes.test_share, "test": run.recipe.probes.test_share}
+    return [
+        document
+        for document in read_documents(run.path("documents", source))
+        if split_of(document, run.recipe.seed, shares) == "test"
+    ]
+
+
+def _documents_settings(recipe: Recipe) -> Any:
+    """Settings of the sources; local files count with their sizes and times, so that a changed file is read again."""
+    files = {
+        source.name: [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for _, file in local_files(source.path).files
+        ]
+        for source in recipe.sources
+        if source.path is not None
+    }
+    return {
+        "sources": [source.model_dump(mode="json") for source in recipe.sources],
+        "piece_bytes": recipe.curation.piece_bytes,
+        "broken_tolerance": recipe.curation.broken_tolerance,
+        "seed": recipe.seed,
+        "files": files,
+    }
+
+
+def _read_one(argument: tuple[SourceSpec, Path, int, int, float], advance: Advance) -> int:
+    spec, out, max_bytes, seed, tolerance = argument
+    return read_source(spec, out, max_bytes=max_bytes, seed=seed, broken_tolerance=tolerance).kept
+
+
+def _documents(run: Run) -> Spent:
+    recipe = run.recipe
+    jobs = [
+        Job(
+            source.name,
+            _read_one,
+            (
+                source_spec(source, recipe),
+                run.path("documents"),
+                int(source.max_megabytes * 1e6),
+                recipe.seed,
+                recipe.curation.broken_tolerance,
+            ),
+        )
+        for source in recipe.sources
+        if not run.path("documents", source.name, "read.json").is_file()
+    ]
+    run_jobs(jobs, workers=run.workers, description="reading sources", unit="sources")
+    return Spent()
+
+
+def _train_tokenizer(run: Run) -> Spent:
+    from training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+
+    settings = run.recipe.tokenizer
+    folder = run.path("tokenizer", "model")
+    if settings.model is not None:
+        save_tokenizer(load_tokenizer(settings.model), folder)
+        return Spent()
+    budget = int(settings.sample_megabytes * 1e6 / len(run.recipe.sources))
+    texts: list[str] = []
+    for source in run.recipe.sources:
+        texts.extend(_first_bytes(training_documents(run, source.name), budget))
+    train_tokenizer(texts, settings.vocabulary, folder)
+    return Spent()
+
+
+def _first_bytes(documents: list[Document], budget: int) -> list[str]:
+    """Texts of the first documents by id, as many as fit into `budget` bytes."""
+    chosen: list[str] = []
+    size = 0
+    for document in sorted(documents, key=lambda document: document.id):
+        size += len(document.text.encode("utf-8"))
+        if chosen and size > budget:
+            break
+        chosen.append(document.text)
+    return chosen
+
+
+DOCUMENTS = Stage(
+    name="documents",
+    folder="documents",
+    needs=(),
+    settings=_documents_settings,
+    outputs=("*/part-*.parquet", "*/read.json"),
+    work=_documents,
+    about="read the sources, cut them into pieces",
+    fixed_seconds=12,
+)
+
+TOKENIZER = Stage(
+    name="tokenizer",
+    folder="tokenizer",
+    needs=("documents",),
+    settings=lambda recipe: [recipe.tokenizer.model_dump(mode="json"), recipe.probes.test_share, recipe.seed],
+    outputs=("model/*.json",),
+    work=_train_tokenizer,
+    about="learn from equal parts of every source",
+    fixed_seconds=8,
+)

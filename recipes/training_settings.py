@@ -1,0 +1,197 @@
+"""The recipe's blocks about models: size, proxy runs, influence, mixtures, comparison, final training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recipes.settings import Count, Name, Positive, Settings, Share
+
+Method = Literal["uniform", "proportional", "influence", "leave_one_out"]
+
+
+class ModelSettings(Settings):
+    """A decoder of the MobileLLM-R1 family (section 3.1): QK-norm, grouped queries, tied embeddings."""
+
+    layers: Count = 4
+    dim: Count = 128
+    heads: Count = 4
+    kv_heads: Count = 2
+    ffn_dim: Count = 384
+    max_positions: Count = 2048
+    rope_theta: Positive = 10_000.0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSettings:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ValueError(
+                f"`dim` ({self.dim}) divided by `heads` ({self.heads}) must be an even whole number"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"`heads` ({self.heads}) must be a multiple of `kv_heads` ({self.kv_heads})")
+        return self
+
+
+class OptimisationSettings(Settings):
+    """How a model is trained from scratch; the defaults are MobileLLM-R1's where it states them (Table 2)."""
+
+    sequence_tokens: Count = 256
+    batch_sequences: Count = 16
+    learning_rate: Positive = 4e-3
+    warmup_share: Share = 0.05
+    schedule: Literal["linear_to_tenth", "linear_to_zero", "cosine", "constant", "wsd"] = "linear_to_tenth"
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    clip: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    average_from: Share | None = None
+    """Average the weights over the part of training after this share; steadies small runs."""
+    max_epochs: Positive = 4.0
+    """How often a document may be read at most in one run."""
+    resume_every: Count = 100
+    """Steps between the states from which a killed run continues."""
+
+
+class ProxySettings(OptimisationSettings):
+    """The small runs behind leave-one-out, influence and the comparison."""
+
+    tokens: Count = 1_000_000
+    """Tokens of one run."""
+    evaluations: Count = 4
+    """Evenly spaced moments, the last step included, at which the probes are measured."""
+
+
+class LeaveOneOutSettings(Settings):
+    """Runs without one source (Eq. 1)."""
+
+    seeds: list[int] = Field(default=[1], min_length=1)
+    reading: Literal["replaced", "missing"] = "replaced"
+    """`replaced`: the other sources fill the budget (the paper's reading); `missing`: the tokens are not replaced."""
+    shrink: Share = 0.5
+    """How far the weights are pulled to uniform; nobody published the map from differences to weights."""
+
+
+class InfluenceSettings(Settings):
+    """Influence of training documents on the probes (Eqs. 2 to 6)."""
+
+    references: list[Literal["domain_models", "uniform_proxy"]] = Field(
+        default=["domain_models", "uniform_proxy"], min_length=1
+    )
+    """Models whose checkpoints are asked: `domain_models` is the paper's protocol; `uniform_proxy` asks one model
+    trained on the uniform mixture, as section 6 of the paper does in mid-training."""
+    choose: Literal["auto", "domain", "domain, bounded step", "uniform", "uniform, bounded step"] = "auto"
+    """Which weights make the mixture: Eq. 6 at the domain models (`domain`) or at the uniform proxy (`uniform`), or a
+    bounded step from the uniform mixture. `auto`: of those that keep every source without a capability below its
+    uniform share, the one that agrees best with leave-one-out."""
+    checkpoints: Count = 10
+    """T, evenly spaced (paper: 10)."""
+    checkpoint_weights: Literal["step", "uniform"] = "step"
+    """alpha of Eq. 5 (paper: proportional to the step)."""
+    preconditioner: Literal["identity", "adam", "datainf", "ekfac"] = "adam"
+    """P of v = P^-1 grad L(probe); the paper names AutoMixer, which is known to use DataInf."""
+    documents_per_source: Count = 200
+    probe_documents: Count = 200
+    """Probe documents behind one direction."""
+    context: Count = 256
+    bounded_step: Positive = 1.0
+    """Largest change of a log weight in the bounded step."""
+    floor: Share = 0.0
+    """Least weight of a source, as a share of its uniform weight."""
+
+    @model_validator(mode="after")
+    def _choice_is_computed(self) -> InfluenceSettings:
+        needed = {"domain": "domain_models", "uniform": "uniform_proxy"}.get(self.choose.split(",")[0])
+        if needed is not None and needed not in self.references:
+            raise ValueError(f"`choose: {self.choose}` needs `{needed}` among `references`")
+        return self
+
+
+class ComparisonSettings(Settings):
+    """The proof: models trained on each mixture at equal tokens, compared on text that nothing has seen."""
+
+    mixtures: list[Method] = Field(default=["uniform", "influence", "leave_one_out"], min_length=2)
+    seeds: list[int] = Field(default=[101, 102, 103], min_length=2)
+
+    @model_validator(mode="after")
+    def _has_a_baseline(self) -> ComparisonSettings:
+        if "uniform" not in self.mixtures:
+            raise ValueError("`mixtures` must contain `uniform`, against which the others are compared")
+        return self
+
+
+class FinalPhase(Settings):
+    """One phase of the final training."""
+
+    name: Name
+    share: Share
+    """Share of the final tokens."""
+    mixture: Literal["uniform", "proportional", "influence", "leave_one_out", "recommended"]
+
+
+class FinalSettings(OptimisationSettings):
+    """The model the run leaves behind: pre-training in phases with different mixtures."""
+
+    tokens: Count = 2_000_000
+    seed: int = 7
+    phases: list[FinalPhase] = Field(
+        default=[
+            FinalPhase(name="broad", share=0.6, mixture="uniform"),
+            FinalPhase(name="focused", share=0.4, mixture="recommended"),
+        ],
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _shares_are_whole(self) -> FinalSettings:
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"the shares of the phases sum to {total:.6g} and must sum to 1")
+        return self
+
+
+class SftSettings(Settings):
+    """Supervised fine-tuning on reasoning chats; `generated` makes them from worked problems."""
+
+    data: str = "generated"
+    """`generated`, or a .jsonl file of {"messages": [...]}, relative to the recipe."""
+    examples: Count = 4000
+    epochs: Count = 2
+    sequence_tokens: Count = 256
+    batch_sequences: Count = 16
+    learning_rate: Positive = 1e-3
+    warmup_share: Share = 0.03
+    seed: int = 11
+
+
+class GrpoSettings(Settings):
+    """Group-relative policy optimisation on a task whose answers can be checked."""
+
+    data: str = "generated"
+    """`generated`, or a .jsonl file of {"prompt", "answer"}, relative to the recipe."""
+    steps: Count = 20
+    prompts_per_step: Count = 8
+    group: Count = 8
+    """G: answers sampled for each prompt."""
+    temperature: Positive = 1.0
+    thinking_tokens: Count = 48
+    """Budget for thinking; then the closing string is forced."""
+    answer_tokens: Count = 16
+    learning_rate: Positive = 2e-4
+    length_reward: bool = True
+    """GRPO-LEAD's length term and difficulty weights."""
+    held_out: Count = 128
+    """Problems, not trained on, on which accuracy is measured before and after."""
+    seed: int = 13
+
+
+class PostTrainingSettings(Settings):
+    """What follows pre-training."""
+
+    sft: SftSettings | None = SftSettings()
+    grpo: GrpoSettings | None = GrpoSettings()
+
+    @model_validator(mode="after")
+    def _grpo_follows_sft(self) -> PostTrainingSettings:
+        if self.grpo is not None and self.sft is None:
+            raise ValueError("`grpo` needs `sft`: a model that never saw a chat cannot answer one")
+        return self

@@ -1,0 +1,109 @@
+"""GRPO: the model answers prompts, rewards judge the answers, and one on-policy update follows each step.
+
+A step samples `replicas` answers to each of `prompts_per_step` prompts, scores them, subtracts each group's
+baseline, and makes one update (by default) with the log-probabilities recomputed in chunks. Every random
+number is keyed by seed, step, prompt, replica and position, and the prompts' order is a pure function of seed
+and place: the state of a run is its weights, Adam's moments and two integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curation.atomic import hash_value, read_json, write_json
+from curation.errors import DataError
+from training.checkpoint import describe_run, list_checkpoints, refuse_other_settings, remove_checkpoint
+from training.grpo_run import GrpoRun
+from training.grpo_settings import GrpoSettings, ObjectiveSettings
+from training.huggingface import save_huggingface
+from training.loop import _device, _only_process_in, _start_hash
+from training.prompts import Question, read_questions
+from training.rewards import Reward, describe_reward, named_reward
+from training.start import load_start, start_tokenizer
+
+__all__ = ["GrpoResult", "GrpoSettings", "ObjectiveSettings", "grpo"]
+
+
+@dataclass(frozen=True)
+class GrpoResult:
+    """What a run came to; before and after are rows of Accuracy on the held-out prompts, None without those.
+
+    updates : steps in which some group trained, times the updates of a step
+    """
+
+    final: Path
+    steps: int
+    updates: int
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+def grpo(
+    start: Path | str,
+    prompts: Path | str,
+    reward: str | Reward,
+    out: Path | str,
+    settings: GrpoSettings | None = None,
+    *,
+    held_out: Path | str | None = None,
+    tokenizer: Any = None,
+    generation: dict[str, Any] | None = None,
+) -> GrpoResult:
+    """Train the model of `start` on `prompts` by its own answers; writes a Hugging Face folder `out/model`.
+
+    start    : a Hugging Face model folder, or a checkpoint of training.loop
+    prompts  : .jsonl[.gz|.zst] or .parquet with {"prompt", "answer"}; held_out: the same, never trained on
+    reward   : the name of one in training.rewards, or a function (completion, answer) -> number or Scored
+
+    Writes `rollouts/step-N.parquet`, `metrics.jsonl` (step, reward, accuracy, length, truncated, groups_used,
+    loss, grad_norm, entropy, ...), `evaluations.jsonl`, `result.json`. The loss of one on-policy update is no
+    measure of progress: its value is near 0 by construction, only its gradient matters.
+
+    A finished `out` returns at once; a killed run continues and ends with the same bytes. (A reward that
+    depends on wall-clock time, as a second opinion with a deadline does, is read from the step's record when
+    that exists.)
+    """
+    settings = settings or GrpoSettings()
+    out, start = Path(out), Path(start)
+    tokenizer = start_tokenizer(start, tokenizer)
+    questions = read_questions(prompts, tokenizer).items
+    tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
+    _refuse_overlap(questions, tests, str(held_out))
+    device, model = _device(settings.device), load_start(start)
+    name = reward if isinstance(reward, str) else describe_reward(reward)
+    inputs = hash_value([[(q.ids, q.answer) for q in part] for part in (questions, tests)])
+    described = describe_run(model.config, inputs, settings.deciding() | {"reward": name}, _start_hash(start))
+    with _only_process_in(out):
+        if not (out / "training.json").exists():
+            write_json(out / "training.json", described)
+        refuse_other_settings(read_json(out / "training.json"), described, out)
+        if not (out / "result.json").exists():
+            function = named_reward(reward) if isinstance(reward, str) else reward
+            model.to(device)
+            reference = None
+            if settings.objective.kl_coefficient:
+                reference = load_start(start).requires_grad_(False).to(device)
+            run = GrpoRun(out, model, reference, tokenizer, questions, tests, function, settings, described)
+            run.train()
+            save_huggingface(run.model, out / "model", tokenizer, generation)
+            rows = run.evaluations()
+            write_json(out / "result.json", {"steps": settings.steps, "updates": run.updates, **rows})
+            for older in list_checkpoints(out / "resume").values():
+                remove_checkpoint(older)
+    result = read_json(out / "result.json")
+    return GrpoResult(out / "model", result["steps"], result["updates"], result["before"], result["after"])
+
+
+def _refuse_overlap(questions: Sequence[Question], tests: Sequence[Question], where: str) -> None:
+    """Raise DataError when a held-out prompt is also trained on: its accuracy would prove nothing."""
+    trained = {q.ids for q in questions}
+    shared = [q for q in tests if q.ids in trained]
+    if shared:
+        raise DataError(
+            f"{len(shared)} held-out prompts are also among those to train on",
+            where=f"{where}: {shared[0].where}",
+            remedy="Remove them from one of the files",
+        )

@@ -1,0 +1,233 @@
+"""The loop of GRPO: steps of rollouts, verdicts, a record and an update, which go on after a kill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curation.atomic import hash_value
+from curation.errors import DataError
+from curation.progress import progress
+from training.budgets import Ending
+from training.checkpoint import (
+    TrainingState,
+    list_checkpoints,
+    remove_checkpoint,
+    restore_checkpoint,
+    write_checkpoint,
+)
+from training.grpo_settings import GrpoSettings
+from training.grpo_step import GradientStats, Judged, add_gradient, judge, step_weights
+from training.model import Decoder
+from training.optimizer import build_adamw, set_rate
+from training.prompts import Question, accuracy, question_at, score_rollouts
+from training.rewards import Reward, Scored
+from training.rollout import Prompt, Rollout, roll_out
+from training.rollout_records import read_rollouts, write_rollouts
+from training.run_log import RunLog, read_rows
+from training.schedules import rate_factor
+
+
+class GrpoRun:
+    """A run while it trains: the model, the optimizer, and how many steps and updates it has made."""
+
+    def __init__(
+        self,
+        out: Path,
+        model: Decoder,
+        reference: Decoder | None,
+        tokenizer: Any,
+        questions: Sequence[Question],
+        tests: Sequence[Question],
+        reward: Reward,
+        settings: GrpoSettings,
+        described: dict[str, Any],
+    ) -> None:
+        self.out, self.model, self.tokenizer, self.reward = out, model, tokenizer, reward
+        self.questions, self.tests, self.settings, self.described = questions, tests, settings, described
+        self.fingerprint = hash_value(described)
+        self.ending = Ending.of(tokenizer, settings.rollout)
+        self.reference = reference
+        self.optimizer = build_adamw(
+            model,
+            weight_decay=settings.weight_decay,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            epsilon=settings.epsilon,
+        )
+        self.step = self.updates = 0
+        saved = list_checkpoints(out / "resume")
+        if saved:
+            state, _ = restore_checkpoint(saved[max(saved)], described, model, self.optimizer)
+            # Adam counts updates; the data position counts prompts, of which every step reads as many.
+            self.updates, self.step = state.step, state.sequences // settings.prompts_per_step
+        self.log = RunLog(out, self.step)
+
+    def train(self) -> None:
+        """Make the steps that are left."""
+        settings = self.settings
+        left = settings.steps - self.step
+        with closing(self.log), progress("GRPO", left, "steps") as task:
+            if self.step == 0:
+                self._evaluate()
+            while self.step < settings.steps:
+                self.log.metrics(self._step())
+                last = self.step == settings.steps
+                if last or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
+                    self._evaluate()
+                if last or self.step % settings.checkpoint_every == 0:
+                    self._checkpoint()
+                task.advance(1)
+
+    def evaluations(self) -> dict[str, Any]:
+        """The first and the last evaluation, for the result."""
+        rows = read_rows(self.out / "evaluations.jsonl")
+        return {"before": rows[0], "after": rows[-1]} if rows else {"before": None, "after": None}
+
+    def _step(self) -> dict[str, Any]:
+        """One step: rollouts, verdicts, record, updates. Returns its row of the log."""
+        settings, number = self.settings, self.step + 1
+        first = self.step * settings.prompts_per_step
+        places = range(first, first + settings.prompts_per_step)
+        chosen = [question_at(place, len(self.questions), settings.seed) for place in places]
+        each = [index for index in chosen for _ in range(settings.replicas)]
+        answers = [self.questions[index].answer for index in each]
+        path = self.out / "rollouts" / f"step-{number}.parquet"
+        rollouts, scored = read_rollouts(path, self.fingerprint) or self._sample(places, chosen, answers)
+        limit = settings.rollout.longest(len(self.ending.closing))
+        judged = self._judge(rollouts, scored, limit)
+        weights = step_weights(rollouts, judged, limit, settings.objective)
+        write_rollouts(path, self.fingerprint, rollouts, each, answers, scored, judged, weights)
+        rate = settings.learning_rate * rate_factor(
+            settings.schedule, self.step, steps=settings.steps, warmup_steps=settings.warmup_steps
+        )
+        stats, norm = GradientStats(), 0.0
+        if judged.groups_used:
+            stats, norm = self._update(rollouts, judged, weights, rate)
+        self.step = number
+        return _row(number, judged, stats, norm, rate)
+
+    def _sample(
+        self, places: Sequence[int], chosen: Sequence[int], answers: Sequence[str]
+    ) -> tuple[list[Rollout], list[tuple[str, Scored]]]:
+        settings = self.settings
+        prompts = [Prompt(p, self.questions[i].ids) for p, i in zip(places, chosen, strict=True)]
+        with autocast(settings.precision, self.model)():
+            rollouts = roll_out(
+                self.model,
+                prompts,
+                settings.rollout,
+                self.ending,
+                replicas=settings.replicas,
+                seed=settings.seed,
+                step=self.step,
+            )
+        return rollouts, score_rollouts(rollouts, answers, self.reward, self.tokenizer, self.ending)
+
+    def _judge(self, rollouts: Sequence[Rollout], scored: Sequence[tuple[str, Scored]], limit: int) -> Judged:
+        groups = (self.settings.prompts_per_step, self.settings.replicas)
+        return judge(
+            torch.tensor([s.reward for _, s in scored], dtype=torch.float64).view(groups),
+            torch.tensor([s.correct for _, s in scored]).view(groups),
+            torch.tensor([len(r.completion_ids) for r in rollouts]).view(groups),
+            torch.tensor([r.truncated for r in rollouts]).view(groups),
+            limit,
+            self.settings.objective,
+        )
+
+    def _update(
+        self, rollouts: Sequence[Rollout], judged: Judged, weights: torch.Tensor, rate: float
+    ) -> tuple[GradientStats, float]:
+        """The updates of one step; the statistics and gradient norm of the first."""
+        settings = self.settings
+        reported: tuple[GradientStats, float] | None = None
+        old: dict[int, torch.Tensor] | None = None
+        for _ in range(settings.updates):
+            stats = add_gradient(
+                self.model,
+                rollouts,
+                judged.advantages.reshape(-1),
+                weights,
+                settings.objective,
+                temperature=settings.rollout.temperature,
+                micro_batch=settings.micro_batch_rollouts,
+                reference=self.reference,
+                old=old,
+                autocast=autocast(settings.precision, self.model),
+            )
+            norm = self._apply(stats.loss, rate)
+            old = old or stats.old
+            reported = reported or (stats, norm)
+        assert reported is not None
+        return reported
+
+    def _apply(self, loss: float, rate: float) -> float:
+        """Clip the gradient and make one update with it; its norm before the clip."""
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            raise DataError(
+                f"Step {self.step + 1} has the loss {loss} and a gradient of norm {float(norm)}",
+                where=str(self.out),
+                remedy="Lower learning_rate and start anew from the model, or from an earlier one",
+            )
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return float(norm)
+
+    def _evaluate(self) -> None:
+        if not self.tests:
+            return
+        with autocast(self.settings.precision, self.model)():
+            found = accuracy(
+                self.model, self.tests, self.reward, self.tokenizer, self.settings.rollout, ending=self.ending
+            )
+        self.log.evaluation({"step": self.step, **found.as_row()})
+
+    def _checkpoint(self) -> None:
+        """Write where the run stands; rows of the log up to here come first."""
+        self.log.flush()
+        read = self.step * self.settings.prompts_per_step
+        state = TrainingState(self.updates, read, 0, self.described)
+        folder = self.out / "resume" / f"step-{self.step}"
+        write_checkpoint(folder, state, self.model, self.optimizer, None)
+        for step, older in list_checkpoints(self.out / "resume").items():
+            if step != self.step:
+                remove_checkpoint(older)
+
+
+def autocast(precision: str, model: Decoder) -> Callable[[], AbstractContextManager[Any]]:
+    """Contexts in which the matrix products of `model` have that precision."""
+    if precision == "float32":
+        return nullcontext
+    kind = model.output_weight.device.type
+    return lambda: torch.autocast(kind, torch.bfloat16)
+
+
+def _row(step: int, judged: Judged, stats: GradientStats, norm: float, rate: float) -> dict[str, Any]:
+    tokens = max(stats.tokens, 1)
+    measured = stats.tokens > 0
+    return {
+        "step": step,
+        "reward": float(judged.rewards.mean()),
+        "accuracy": float(judged.correct.double().mean()),
+        "length": float(judged.lengths.double().mean()),
+        "truncated": float(judged.truncated.double().mean()),
+        "groups_used": judged.groups_used,
+        "loss": stats.loss,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "tokens": stats.tokens,
+        "entropy": stats.entropy / tokens if measured else None,
+        "kl": stats.kl / tokens if measured else None,
+        "clipped": stats.clipped / tokens if measured else None,
+        "logprob_gap": stats.gap / tokens if measured else None,
+    }

@@ -1,0 +1,114 @@
+"""Choosing tokens: a sampler whose every choice is a pure function of its place, not of its batch.
+
+The random number of a token is drawn from a counter-based stream (Philox) keyed by seed, step, prompt,
+replica and position. So the same rollout comes out whatever else is decoded beside it, in whatever order,
+after any restart. The token is the inverse of the cumulative distribution at that number, which is exact
+and, on a CPU, many times faster than `torch.multinomial` (which moreover can choose tokens of probability
+zero).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curation.errors import DataError
+
+BLOCK = 256
+_WORDS_PER_COUNT = 4  # Philox4x64 gives four 64-bit words for each count, and one double takes one word
+_WORD = 2**64
+
+
+def uniform_block(seed: int, step: int, prompt: int, replica: int, block: int) -> np.ndarray:
+    """The uniform numbers float64 [256] in [0, 1) of the positions 256 block ... 256 block + 255 of one
+    rollout.
+
+    >>> a = uniform_block(7, 0, 3, 1, 0)
+    >>> bool((a == uniform_block(7, 0, 3, 1, 0)).all()), bool((a == uniform_block(7, 0, 3, 2, 0)).any())
+    (True, False)
+    """
+    key = np.array([seed % _WORD, prompt % _WORD], dtype=np.uint64)
+    counter = np.array([block * (BLOCK // _WORDS_PER_COUNT), step, replica, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(BLOCK)
+
+
+class UniformStreams:
+    """The uniform numbers of many rollouts decoded side by side, one block at a time.
+
+    `at(position)` -> float64 [n]: the number of that position of each live rollout; positions must be asked
+    for in ascending order. `select(rows)` keeps some of the rollouts, as finished ones are dropped.
+    """
+
+    def __init__(self, seed: int, step: int, rollouts: list[tuple[int, int]]) -> None:
+        self._seed, self._step, self._rollouts = seed, step, rollouts
+        self._block = -1
+        self._values = np.empty((len(rollouts), 0))
+
+    def at(self, position: int) -> Tensor:
+        block, offset = divmod(position, BLOCK)
+        if block != self._block:
+            rows = [uniform_block(self._seed, self._step, p, r, block) for p, r in self._rollouts]
+            self._values, self._block = np.stack(rows), block
+        return torch.from_numpy(self._values[:, offset].copy())
+
+    def select(self, rows: list[int]) -> None:
+        self._rollouts = [self._rollouts[row] for row in rows]
+        self._values = self._values[rows]
+
+
+def choose_tokens(
+    logits: Tensor, uniforms: Tensor | None, *, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [n] and the log-probabilities float32 [n, V] (nats) of all tokens, from logits [n, V].
+
+    temperature 0 (or no `uniforms`) takes the most likely token, the smallest id among equals, with
+    log-probabilities at temperature 1. Otherwise the token is the inverse CDF of softmax(logits /
+    temperature) at `uniforms` float64 [n]; `top_p` < 1 first keeps the fewest tokens that hold that much
+    probability. The log-probabilities are at the sampling temperature and *before* top-p, as the loss
+    recomputes them: with top_p < 1 the sampler is therefore not exactly the policy that is trained, and the
+    gradient is biased. Raises DataError when logits are not numbers.
+
+    >>> choose_tokens(torch.tensor([[0.0, 0.0]]).repeat(3, 1), torch.tensor([0.0, 0.49, 0.51]))[0].tolist()
+    [0, 0, 1]
+    """
+    logits = logits.float()
+    logprobs = torch.log_softmax(logits if temperature == 0 or uniforms is None else logits / temperature, -1)
+    if bool(torch.isnan(logprobs).any()):
+        raise DataError(
+            "The model gives logits that are not numbers",
+            where="sampling",
+            remedy="The weights have probably diverged; lower the learning rate and start anew",
+        )
+    if temperature == 0 or uniforms is None:
+        return logits.argmax(-1), logprobs
+    probabilities = logprobs.double().exp()  # a float32 sum over a large vocabulary loses rare tokens
+    if top_p < 1:
+        probabilities = _nucleus(probabilities, top_p)
+    return inverse_cdf(probabilities, uniforms), logprobs
+
+
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The first index int64 [n] at which the cumulative sum of [n, V] exceeds `uniforms` [n] times the whole
+    sum.
+
+    Exceeds, not reaches (`right=True`): a token of probability 0 is then never chosen. The rows need not be
+    normalised.
+
+    >>> inverse_cdf(torch.tensor([[0.0, 2.0, 0.0, 2.0]]), torch.tensor([0.5])).tolist()
+    [3]
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    targets = uniforms.double()[:, None] * cumulative[:, -1:]
+    # u < 1, but u * total may round up to the total: stay below it, on the last token that has probability
+    below = torch.nextafter(cumulative[:, -1:], torch.full_like(targets, -math.inf))
+    return torch.searchsorted(cumulative, torch.minimum(targets, below), right=True)[:, 0]
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Zero all but the fewest most likely tokens whose probability sums to at least `top_p`."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(probabilities).scatter(-1, order, torch.where(before < top_p, ordered, 0.0))

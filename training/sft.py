@@ -1,0 +1,298 @@
+"""Supervised fine-tuning on chats: loss on what the assistant said, and on nothing else.
+
+Chats are packed into rows; a token sees only its own chat, at the positions it would have alone. The loss of
+an update is the mean over all assistant tokens in it, whatever the rows or the micro-batches. Rows and their
+order are a pure function of the data and the seed, so the data state of a checkpoint is one integer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from curation.atomic import hash_value, write_json
+from curation.errors import DataError, RecipeError
+from training.chat import MaskMethod, RenderedChat, read_chats
+from training.checkpoint import load_checkpoint_model
+from training.huggingface import save_huggingface
+from training.loop import TrainSettings, train
+from training.losses import IGNORED
+from training.order import Batch, DataOrder
+from training.packing import seeded_permutation
+from training.schedules import Schedule
+from training.start import start_config, start_tokenizer
+
+OPEN_ROWS = 64
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """How to fine-tune; the defaults are those of MobileLLM-R1's reasoning stage (arXiv 2509.24945, table 8),
+    but for the sizes.
+
+    sequence_tokens   : length of a packed row
+    batch_sequences   : rows of an update;  micro_batch_sequences : rows of one forward pass
+    warmup_share      : share of the updates over which the rate rises; then `schedule` to the end
+    too_long          : a chat longer than a row is dropped and counted, or cut at the row's end
+    mask              : how the assistant's tokens are found (training.chat)
+    checkpoint_every  : updates between checkpoints that serve to continue after a kill
+    device            : "cpu", "cuda", or "auto" for the GPU where there is one
+    """
+
+    sequence_tokens: int = 2048
+    batch_sequences: int = 16
+    micro_batch_sequences: int = 4
+    epochs: int = 4
+    learning_rate: float = 8e-5
+    warmup_share: float = 0.1
+    schedule: Schedule = "linear_to_zero"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    too_long: Literal["drop", "truncate"] = "drop"
+    mask: MaskMethod = "auto"
+    checkpoint_every: int = 50
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "sequence_tokens",
+            "batch_sequences",
+            "micro_batch_sequences",
+            "epochs",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)}", where="sft", remedy="Give a positive number"
+                )
+        if not 0 <= self.warmup_share < 1:
+            raise RecipeError(
+                f"warmup_share is {self.warmup_share}",
+                where="sft",
+                remedy="Give a share of at least 0 and below 1",
+            )
+
+    def train_settings(self, steps: int) -> TrainSettings:
+        """The same for training.loop, for a run of `steps` updates."""
+        return TrainSettings(
+            sequence_tokens=self.sequence_tokens,
+            batch_sequences=self.batch_sequences,
+            steps=steps,
+            learning_rate=self.learning_rate,
+            warmup_steps=min(int(self.warmup_share * steps), steps - 1),
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            clip=self.clip,
+            precision=self.precision,
+            seed=self.seed,
+            micro_batch_sequences=self.micro_batch_sequences,
+            resume_every=self.checkpoint_every,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """What a run came to: the model's folder, updates, chats that trained, chats that did not fit."""
+
+    final: Path
+    steps: int
+    chats: int
+    left_out: int
+
+
+def sft(
+    start: Path | str,
+    data: Path | str,
+    out: Path | str,
+    settings: SftSettings | None = None,
+    *,
+    tokenizer: Any = None,
+    generation: dict[str, Any] | None = None,
+) -> SftResult:
+    """Fine-tune the model of `start` on the chats of `data`; writes a Hugging Face folder `out/model`.
+
+    start      : a Hugging Face model folder, or a checkpoint of training.loop
+    data       : .jsonl[.gz|.zst] or .parquet with {"messages"} or {"prompt", "answer" or "response"}
+    tokenizer  : a tokenizer or its folder; needed when `start` holds none
+    generation : entries of the model's generation_config.json
+
+    The updates are those of training.loop, whose files `out` gets too: metrics.jsonl (loss in nats per
+    assistant token), checkpoints/. A finished `out` returns at once; a killed run continues and ends with the
+    same bytes.
+    """
+    settings = settings or SftSettings()
+    out, start = Path(out), Path(start)
+    tokenizer = start_tokenizer(start, tokenizer)
+    config = start_config(start)
+    read = read_chats(data, tokenizer, method=settings.mask)
+    chats, left_out = fit_chats(read.chats, settings, config.max_positions, str(data))
+    order = ChatOrder(chats, settings)
+    result = train(
+        config,
+        cast(DataOrder, order),
+        settings.train_settings(order.steps),
+        out,
+        init_from=start,
+        progress_label="fine-tuning",
+    )
+    final = out / "model"
+    save_huggingface(load_checkpoint_model(result.final), final, tokenizer, generation)
+    report = {"chats": len(chats), "left_out": left_out, "broken": [asdict(b) for b in read.broken]}
+    write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})
+    return SftResult(final, order.steps, len(chats), left_out)
+
+
+class ChatOrder:
+    """The rows of all epochs in their order, as training.loop reads a data order: pure functions."""
+
+    def __init__(self, chats: Sequence[RenderedChat], settings: SftSettings) -> None:
+        self.chats, self.settings = chats, settings
+        lengths = [len(chat.ids) - 1 for chat in chats]
+        self.rows = [
+            row
+            for epoch in range(settings.epochs)
+            for row in pack_chats(lengths, settings.sequence_tokens, settings.seed, epoch)
+        ]
+
+    @property
+    def sources(self) -> dict[str, ChatOrder]:
+        """Itself, as the loop asks for the vocabulary of every source."""
+        return {"chats": self}
+
+    @property
+    def vocab_size(self) -> int:
+        """The smallest vocabulary that holds all tokens."""
+        return 1 + max(max(chat.ids) for chat in self.chats)
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of a row."""
+        return self.settings.sequence_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Rows that the updates ask for; the last update may find fewer."""
+        return self.steps * self.settings.batch_sequences
+
+    @property
+    def steps(self) -> int:
+        """Updates in all epochs; the last may be a smaller one."""
+        return math.ceil(len(self.rows) / self.settings.batch_sequences)
+
+    def fingerprint(self) -> str:
+        """A hash of all that the rows depend on."""
+        chats = [(chat.ids, chat.assistant) for chat in self.chats]
+        return hash_value([chats, asdict(self.settings)])
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows first ... first + count - 1, or as many as there are."""
+        batch = chat_batch(self.chats, self.rows[first : first + count], self.settings.sequence_tokens)
+        check_labels(batch)
+        return batch
+
+
+def fit_chats(
+    chats: Sequence[RenderedChat], settings: SftSettings, context: int, where: str
+) -> tuple[list[RenderedChat], int]:
+    """The chats that fit a row, cut or dropped as `too_long` says, and how many are left out.
+
+    A row holds one token more than the model reads, since the last token is only predicted. A cut chat in
+    which the assistant has not begun is left out. Raises DataError when nothing is left, RecipeError when
+    rows are longer than the model's context.
+    """
+    if settings.sequence_tokens > context:
+        raise RecipeError(
+            f"Rows of {settings.sequence_tokens} tokens are longer than the model's context of {context}",
+            where="sft.sequence_tokens",
+            remedy="Make them shorter",
+        )
+    most = settings.sequence_tokens + 1
+    kept: list[RenderedChat] = []
+    for chat in chats:
+        if len(chat.ids) > most and settings.too_long == "truncate":
+            chat = RenderedChat(chat.ids[:most], chat.assistant[:most])
+        if len(chat.ids) <= most and any(chat.assistant[1:]):
+            kept.append(chat)
+    if not kept:
+        raise DataError(
+            f"None of {len(chats)} chats fits into rows of {settings.sequence_tokens} tokens",
+            where=where,
+            remedy='Give a larger sequence_tokens, or too_long = "truncate"',
+        )
+    return kept, len(chats) - len(kept)
+
+
+def pack_chats(lengths: Sequence[int], row_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """Rows of chat indices, of at most `row_tokens` tokens each, for one epoch; every chat stands in exactly
+    one.
+
+    The chats come in the epoch's random order and each goes into the fullest open row that still holds it.
+    The rows are then shuffled, because fuller ones are closed first.
+
+    >>> pack_chats([6, 5, 4, 3], 10, seed=0, epoch=0)
+    [[0], [1], [2, 3]]
+    """
+    closed: list[list[int]] = []
+    rows: list[tuple[int, list[int]]] = []  # free tokens, chats
+    for chat in seeded_permutation(len(lengths), seed, "chats", epoch).tolist():
+        fitting = [at for at, (free, _) in enumerate(rows) if free >= lengths[chat]]
+        if fitting:
+            at = min(fitting, key=lambda at: (rows[at][0], at))
+            free, chats = rows.pop(at)
+        else:
+            free, chats = row_tokens, []
+        rows.append((free - lengths[chat], [*chats, chat]))
+        if len(rows) > OPEN_ROWS:
+            fullest = min(range(len(rows)), key=lambda at: (rows[at][0], at))
+            closed.append(rows.pop(fullest)[1])
+    closed += [chats for _, chats in rows]
+    return [closed[at] for at in seeded_permutation(len(closed), seed, "rows", epoch).tolist()]
+
+
+def chat_batch(chats: Sequence[RenderedChat], rows: Sequence[Sequence[int]], row_tokens: int) -> Batch:
+    """Rows of chats as int64 tensors [rows, row_tokens].
+
+    labels hold the next token where the assistant said it and -100 elsewhere; positions restart with each
+    chat; document_ids number the chats of a row, -1 is padding (on the right, cut to what the fullest row
+    needs).
+    """
+    used = max((sum(len(chats[index].ids) - 1 for index in row) for row in rows), default=0)
+    shape = (len(rows), min(max(used, 1), row_tokens))
+    input_ids, positions = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+    labels, document_ids = torch.full(shape, IGNORED), torch.full(shape, -1)
+    for at, row in enumerate(rows):
+        start = 0
+        for number, index in enumerate(row):
+            chat = chats[index]
+            ids, said = torch.tensor(chat.ids), torch.tensor(chat.assistant)
+            stop = start + len(ids) - 1
+            input_ids[at, start:stop] = ids[:-1]
+            labels[at, start:stop] = torch.where(said[1:], ids[1:], IGNORED)
+            positions[at, start:stop] = torch.arange(len(ids) - 1)
+            document_ids[at, start:stop] = number
+            start = stop
+    return Batch(input_ids, labels, positions, document_ids)
+
+
+def check_labels(batch: Batch) -> None:
+    """Raise DataError when every label is masked: the loss would be 0 and teach nothing, silently."""
+    if bool((batch.labels == IGNORED).all()):
+        raise DataError(
+            "Every label of this batch is masked, so there is nothing to learn from it",
+            where="sft",
+            remedy="Check that the chats have assistant turns, and that cut ones keep some of them",
+        )
