@@ -18,7 +18,6 @@ from curation.labels import (
     even_shares,
     label_counts,
     label_documents,
-    spread,
 )
 
 GOOD = LabelRule("good", 1, "it proves", pattern=r"\b(hence|thus)\b", minimum_matches=2)
@@ -132,15 +131,6 @@ def test_balanced_is_even_over_labels_then_rules_and_blind_to_order() -> None:
     mixed = random.Random(0).sample(examples, len(examples))
     assert {e.id for e in balanced(mixed, 24, seed=3)} == {e.id for e in chosen}
     assert {e.id for e in balanced(examples, 24, seed=4)} != {e.id for e in chosen}
-
-
-def test_spread_uses_a_text_for_one_task_while_it_can() -> None:
-    members = [example(f"d{i}", i % 2) for i in range(40)]
-    chosen = spread({"code": members, "mathematics": members}, 40, seed=0)
-    assert {task: len(found) for task, found in chosen.items()} == {"code": 20, "mathematics": 20}
-    assert not {e.text for e in chosen["code"]} & {e.text for e in chosen["mathematics"]}
-    scarce = spread({"code": members[:10], "mathematics": members[:10]}, 20, seed=0)
-    assert {task: len(found) for task, found in scarce.items()} == {"code": 10, "mathematics": 10}
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 50), min_size=1, max_size=6), st.integers(0, 200))
