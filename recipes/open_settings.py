@@ -12,7 +12,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
     rows = [
         (
             "educational cut",
-            f"{curation.educational.rule}, {curation.educational.threshold:g}, model {curation.educational.model}",
+            f"{curation.educational.rule}, model {curation.educational.model}",
             "FineWeb-Edu classifier, scores above 4",
             "The paper does not say whether the raw or the rounded score is meant; small corpora need a share.",
         ),

@@ -235,7 +235,7 @@ PRETRAIN = Stage(
     ],
     outputs=("model/*.safetensors", "model/*.json"),
     work=_pretrain,
-    about="train the final model in phases with different mixtures",
+    about="train the final model in phases",
     estimate=_final_estimate,
     fixed_seconds=5,
 )
@@ -275,6 +275,6 @@ MODEL = Stage(
     settings=lambda recipe: [recipe.post_training.sft is not None, recipe.post_training.grpo is not None],
     outputs=("*.safetensors", "*.json"),
     work=_model,
-    about="leave a folder that transformers loads, checked for equal logits",
+    about="check the folder against transformers",
     fixed_seconds=5,
 )

@@ -119,7 +119,7 @@ PROBES = Stage(
     ],
     outputs=("*.parquet",),
     work=_probes,
-    about="hold out a part of the representative sets, by capability",
+    about="hold out a part of the representative sets",
     fixed_seconds=1,
 )
 
@@ -135,7 +135,7 @@ TEST = Stage(
     ],
     outputs=("*.parquet",),
     work=_test,
-    about="text for the final comparison, from files that nothing else reads",
+    about="set text aside for the final comparison",
     fixed_seconds=1,
 )
 
@@ -150,6 +150,6 @@ TOKENS = Stage(
     ],
     outputs=("*/tokens.bin", "counts.json"),
     work=_tokens,
-    about="tokenize what may be trained on: nothing held out, nothing that repeats it",
+    about="tokenize what is not held out",
     fixed_seconds=8,
 )

@@ -133,7 +133,7 @@ DOCUMENTS = Stage(
     settings=_documents_settings,
     outputs=("*/part-*.parquet", "*/read.json"),
     work=_documents,
-    about="read the sources, cut long documents into pieces, drop exact copies",
+    about="read the sources, cut them into pieces",
     fixed_seconds=12,
 )
 
@@ -144,6 +144,6 @@ TOKENIZER = Stage(
     settings=lambda recipe: [recipe.tokenizer.model_dump(mode="json"), recipe.probes.test_share, recipe.seed],
     outputs=("model/*.json",),
     work=_train_tokenizer,
-    about="learn a tokenizer from the same number of bytes of every source",
+    about="learn from equal parts of every source",
     fixed_seconds=8,
 )

@@ -197,7 +197,7 @@ INFLUENCE = Stage(
     settings=lambda recipe: [recipe.influence.model_dump(), recipe.probes.resamples, recipe.seed],
     outputs=("*.parquet", "summary.json"),
     work=_influence,
-    about="how much each document lowers the loss on each probe, at every checkpoint",
+    about="what each document does for each probe",
     estimate=lambda recipe: _influence_cost(
         recipe, recipe.influence.documents_per_source * len(recipe.sources)
     ),
@@ -217,7 +217,7 @@ MIXTURES = Stage(
     ],
     outputs=("*/mixture.json",),
     work=_mixtures,
-    about="weights of each method within the limits on tokens and epochs",
+    about="weights within the limits on epochs",
     fixed_seconds=1,
 )
 
@@ -228,6 +228,6 @@ RECOMMENDATION = Stage(
     settings=lambda recipe: None,
     outputs=("mixture.json", "recommendation.json"),
     work=_recommendation,
-    about="choose the mixture of the final model, on the probes",
+    about="choose a mixture, on the probes",
     fixed_seconds=1,
 )
