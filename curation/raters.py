@@ -10,10 +10,8 @@ They are as good as their labels, no better: stand-ins where the published model
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +21,32 @@ import torch
 from curation.agreement import classifier_agreement, judge_agreement
 from curation.ask_llm import AskLLM, Judge
 from curation.atomic import hash_folder, hash_value, read_json, replacing_folder, write_json
-from curation.batches import head_tokens, one_thread, padded
+from curation.batches import head_tokens, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.educational import EducationalClassifier
-from curation.errors import DataError
 from curation.judge_prompt import Prompt
 from curation.labels import LabelledExample
-from curation.progress import progress
+from curation.rater_training import RaterSettings, Sides, batch_plan, fit, split_examples
 
-
-@dataclass(frozen=True)
-class RaterSettings:
-    """Size and training of a rater; the defaults train in half a minute of one core.
-
-    max_tokens    : of a document; the head that the rater will ever see
-    learning_rate : highest of AdamW, reached after a tenth of the steps, then linear to zero
-    held_out      : share of the origins kept for measuring agreement
-    autocast      : matrix products in bfloat16 while training; the weights stay float32
-    """
-
-    dim: int = 128
-    layers: int = 2
-    heads: int = 4
-    ffn_dim: int = 256
-    max_tokens: int = 192
-    epochs: int = 2
-    batch_examples: int = 16
-    learning_rate: float = 2e-3
-    held_out: float = 0.15
-    autocast: bool = True
-    seed: int = 0
+DEFAULTS = RaterSettings()
 
 
 def train_classifier(
     examples: Sequence[LabelledExample],
     tokenizer_folder: Path | str,
     out: Path | str,
-    settings: RaterSettings = RaterSettings(),
+    settings: RaterSettings = DEFAULTS,
 ) -> dict[str, Any]:
     """Train the educational classifier (labels 0 to 5, squared error) and return what `rater.json` holds.
 
-    A finished `out` of the same examples and settings is kept. Training is short and starts afresh when it
-    was
-    killed, with the same bytes at the end. Raises DataError when there are too few examples.
+    A finished `out` of the same examples and settings is kept. Training is short: when it was
+    killed it starts afresh, with the same bytes at the end. Raises DataError when there are too few examples.
     """
     out = Path(out)
     facts = _facts("educational classifier", {"educational": examples}, tokenizer_folder, settings)
     if (done := _finished(out, facts)) is not None:
         return done
-    train, test = _split(examples, settings)
+    train, test = split_examples({"educational": examples}, settings)["educational"]
     from transformers import BertConfig, BertForSequenceClassification
 
     with one_thread(), torch.random.fork_rng(devices=[]), replacing_folder(out) as folder:
@@ -102,9 +77,7 @@ def train_classifier(
             scores = model(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
             return (scores.float() - labels[batch]).square().mean()
 
-        _fit(
-            model, loss, _plan([list(range(len(train)))], rows, settings), settings, "training the classifier"
-        )
+        fit(model, loss, batch_plan(rows, settings), settings, "training the classifier")
         _save(model, tokenizer, folder)
         scorer = EducationalClassifier(str(folder), max_tokens=settings.max_tokens)
         scores = scorer.score(_documents(test))["educational_score"]
@@ -117,13 +90,17 @@ def train_judge(
     prompts: Mapping[str, Prompt],
     tokenizer_folder: Path | str,
     out: Path | str,
-    settings: RaterSettings = RaterSettings(),
+    settings: RaterSettings = DEFAULTS,
 ) -> dict[str, Any]:
     """Train the judge on all tasks at once and return what `rater.json` holds.
 
     examples : labels 0 or 1 by task (`reasoning`, `code`, ...); for `combined`, if it has a prompt and no
                labels, see `combined_examples`
     prompts  : prompt by task; the loss is on the answer's token only
+
+    `settings.examples` counts all tasks together. Give more labels than that: then each task gets texts of
+    its
+    own, and agreement on unseen texts is far better than with few texts that are seen under every prompt.
 
     Resume and errors as `train_classifier`.
     """
@@ -135,7 +112,7 @@ def train_judge(
     facts["prompts"] = {task: prompts[task].sha256 for task in tasks}
     if (done := _finished(out, facts)) is not None:
         return done
-    splits = {task: _split(members, settings) for task, members in tasks.items()}
+    splits = split_examples(tasks, settings)
     with one_thread(), torch.random.fork_rng(devices=[]), replacing_folder(out) as folder:
         torch.manual_seed(settings.seed)
         judge = _new_judge(tokenizer_folder, prompts, settings)
@@ -181,6 +158,21 @@ def _new_judge(tokenizer_folder: Path | str, prompts: Mapping[str, Prompt], sett
     return judge
 
 
+def answer_loss(
+    logits: torch.Tensor, labels: torch.Tensor, ones: list[int], zeros: list[int]
+) -> torch.Tensor:
+    """[n, V] logits, labels 0..1 [n] to losses [n]: the choice between the answers, and a tenth for
+    answering.
+
+    The choice is the cross-entropy of sigmoid(margin); -log(P("1") + P("0")) teaches to say nothing else. The
+    plain
+    cross-entropy over the vocabulary spends most of a short training on the second.
+    """
+    one, zero = torch.logsumexp(logits[:, ones], dim=-1), torch.logsumexp(logits[:, zeros], dim=-1)
+    choice = torch.nn.functional.binary_cross_entropy_with_logits(one - zero, labels, reduction="none")
+    return choice + 0.1 * (torch.logsumexp(logits, dim=-1) - torch.logaddexp(one, zero))
+
+
 def _train_answers(
     judge: Judge,
     examples: Mapping[str, Sequence[LabelledExample]],
@@ -193,10 +185,8 @@ def _train_answers(
     rows: list[list[int]] = []
     labels: list[float] = []
     task_of: list[str] = []
-    groups: list[list[int]] = []
     tokens = {task: judge.prompt_tokens(prompts[task], True) for task in examples}
     for task, members in examples.items():
-        groups.append(list(range(len(rows), len(rows) + len(members))))
         heads, _ = tokens[task].documents([e.text for e in members], settings.max_tokens)
         rows += [head + tokens[task].suffix for head in heads]
         labels += [e.label for e in members]
@@ -204,79 +194,17 @@ def _train_answers(
     targets = torch.tensor(labels, dtype=torch.float32)
 
     def loss(batch: list[int]) -> torch.Tensor:
-        prompt = tokens[task_of[batch[0]]]
-        shared = judge.prefix(prompt.prefix)
-        logits = judge.last_logits(prompt.prefix, [rows[i] for i in batch], shared)
-        one, zero = (torch.logsumexp(logits[:, ids], dim=-1) for ids in (prompt.ones, prompt.zeros))
-        wanted = targets[batch] * one + (1 - targets[batch]) * zero
-        return (torch.logsumexp(logits, dim=-1) - wanted).mean()
+        total = torch.zeros(())
+        for task in sorted({task_of[i] for i in batch}):
+            members = [i for i in batch if task_of[i] == task]
+            prompt = tokens[task]
+            shared = judge.prefix(prompt.prefix)
+            logits = judge.last_logits(prompt.prefix, [rows[i] for i in members], shared)
+            total = total + answer_loss(logits, targets[members], prompt.ones, prompt.zeros).sum()
+        return total / len(batch)
 
-    _fit(judge.model, loss, _plan(groups, rows, settings), settings, "training the judge")
-
-
-def _fit(
-    model: torch.nn.Module,
-    loss_of: Callable[[list[int]], torch.Tensor],
-    plan: list[list[int]],
-    settings: RaterSettings,
-    description: str,
-) -> None:
-    """AdamW over the batches of `plan`, in order."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    warmup = max(1, len(plan) // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (len(plan) - step) / (len(plan) - warmup + 1))
-    )
-    model.train()
-    with progress(description, total=len(plan), unit="steps") as task:
-        for batch in plan:
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
-                loss = loss_of(batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            task.advance(1)
-    model.eval()
-
-
-def _plan(groups: list[list[int]], rows: Sequence[Sequence[int]], settings: RaterSettings) -> list[list[int]]:
-    """Batches of all epochs: each of one group and of similar lengths, in random order; a function of the
-    seed.
-    """
-    plan: list[list[int]] = []
-    for epoch in range(settings.epochs):
-        chance = random.Random(f"{settings.seed} {epoch}")
-        batches: list[list[int]] = []
-        for group in groups:
-            mixed = chance.sample(group, len(group))
-            span = settings.batch_examples * 16
-            for start in range(0, len(mixed), span):
-                near = sorted(mixed[start : start + span], key=lambda i: len(rows[i]))
-                size = settings.batch_examples
-                batches += [near[first : first + size] for first in range(0, len(near), size)]
-        chance.shuffle(batches)
-        plan += batches
-    return plan
-
-
-def _split(
-    examples: Sequence[LabelledExample], settings: RaterSettings
-) -> tuple[list[LabelledExample], list[LabelledExample]]:
-    """Training and held-out examples; all of one origin are on the same side."""
-    sides: tuple[list[LabelledExample], list[LabelledExample]] = ([], [])
-    for example in sorted(examples, key=lambda e: (e.id, e.rule)):
-        digest = hashlib.sha256(f"{settings.seed}\0{example.group}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < settings.held_out * 2**64].append(example)
-    if min(map(len, sides)) < 1:
-        raise DataError(
-            f"{len(examples)} labelled examples are too few to train a rater and to test it",
-            remedy="Label more documents: widen the rules' `sources` or `pattern`, or read more of the sources",
-        )
-    return sides
+    plan = batch_plan(rows, settings)
+    fit(judge.model, loss, plan, settings, "training the judge")
 
 
 def _tokenizer(folder: Path | str, max_tokens: int | None) -> Any:
@@ -289,8 +217,9 @@ def _tokenizer(folder: Path | str, max_tokens: int | None) -> Any:
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _facts(
@@ -321,7 +250,7 @@ def _finish(
     folder: Path,
     facts: dict[str, Any],
     agreement: dict[str, dict[str, Any]],
-    splits: Mapping[str, tuple[list[LabelledExample], list[LabelledExample]]],
+    splits: Mapping[str, Sides],
 ) -> dict[str, Any]:
     tasks = {task: {"trained_on": len(splits[task][0]), **agreement[task]} for task in agreement}
     record = {"made_from": facts, "tasks": tasks}
