@@ -135,6 +135,9 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+FUSED_MODULES = (nn.ModuleList, Layer, RMSNorm, SelfAttention, FeedForward, nn.Linear)
+
+
 class Decoder(nn.Module):
     """The model: tokens in, hidden states out; logits are made by the losses, in chunks, or by `logits`.
 
@@ -229,15 +232,19 @@ class Decoder(nn.Module):
     def _fused_shape(self, x: Tensor, cache: KVCache | None) -> LayerShape | None:
         """How training.fused_layer is to run the layers; None where it cannot, or something wants their inside.
 
-        That is another kernel asked for by name, a transform of `torch.func`, or a hook on one of their modules.
+        That is another kernel asked for by name, a transform of `torch.func`, a hook on one of their modules, or
+        a module that somebody has put in the place of ours.
         """
         config = self.config
         plain = config.qk_norm != "rms_before_rope" and not config.qkv_bias
         if not plain or cache is not None or x.device.type != "cpu" or self.attention != "auto":
             return None
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
-        if hooked or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             return None
+        for module in self.layers.modules():
+            hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+            if hooked or type(module) not in FUSED_MODULES:
+                return None
         return LayerShape(
             kv_heads=config.kv_heads,
             groups=config.heads // config.kv_heads,

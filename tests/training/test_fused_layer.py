@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 import training.model
 from training.model import Decoder, ModelConfig
 
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "mobilellm": {},
     "no norm": {"qk_norm": "none"},
     "llama": {"rope_style": "half", "qk_norm": "none", "family": "llama"},
@@ -87,19 +89,24 @@ def test_bfloat16_is_as_near_to_float64_as_the_plain_layer() -> None:
     assert errors["auto"] < 1.15 * errors["eager"] < 0.05
 
 
-@pytest.mark.parametrize("reason", ["hook", "attention", "transform", "learned query norm", "cache"])
+@pytest.mark.parametrize(
+    "reason", ["hook", "attention", "transform", "learned query norm", "cache", "module"]
+)
 def test_steps_aside(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_fused(monkeypatch)
-    qwen3 = {"rope_style": "half", "qk_norm": "rms_before_rope", "family": "qwen3"}
+    qwen3: dict[str, Any] = {"rope_style": "half", "qk_norm": "rms_before_rope", "family": "qwen3"}
     model = decoder(**(qwen3 if reason == "learned query norm" else {}))
     seen: list[int] = []
     if reason == "hook":
-        model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: seen.append(1))
+        model.get_submodule("layers.0.mlp.down_proj").register_forward_hook(lambda *_: seen.append(1))
     if reason == "attention":
         model.attention = "sdpa"
+    if reason == "module":
+        layer = model.get_submodule("layers.1")
+        layer.mlp = torch.nn.Sequential(layer.get_submodule("mlp"))
     ids = packed(20)[0]
     if reason == "transform":
-        weights = dict(model.named_parameters())
+        weights: dict[str, Tensor] = dict(model.named_parameters())
         torch.func.vmap(lambda row: torch.func.functional_call(model, weights, (row[None],)))(ids)
     elif reason == "cache":
         with torch.no_grad():
