@@ -22,7 +22,7 @@ from training.attention import (
     rotate,
     rotation,
 )
-from training.fused_layer import FusedLayer, LayerShape, shared_by_layers
+from training.fused_layer import FUSED_TOKENS, FusedLayer, LayerShape, shared_by_layers
 from training.model_config import (
     MOBILELLM_R1_140M,
     MOBILELLM_R1_360M,
@@ -239,7 +239,7 @@ class Decoder(nn.Module):
         plain = config.qk_norm != "rms_before_rope" and not config.qkv_bias
         if not plain or cache is not None or x.device.type != "cpu" or self.attention != "auto":
             return None
-        if torch._C._are_functorch_transforms_active():
+        if x.shape[1] > FUSED_TOKENS or torch._C._are_functorch_transforms_active():
             return None
         for module in self.layers.modules():
             hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
