@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from curation.batches import length_sorted_batches, one_thread, padded
+from curation.batches import length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError
 from curation.judge_prompt import Prompt, PromptTokens
@@ -197,12 +197,12 @@ def _load(folder: str, precision: str, device: str, unsafe_weights: bool, stamp:
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     try:
-        kind = AutoConfig.from_pretrained(folder)
-        loader = AutoModelForSeq2SeqLM if kind.is_encoder_decoder else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = loader.from_pretrained(
-            folder, dtype=dtype, use_safetensors=None if unsafe_weights else True
-        )
+        with quiet_loading():
+            kind = AutoConfig.from_pretrained(folder)
+            loader = AutoModelForSeq2SeqLM if kind.is_encoder_decoder else AutoModelForCausalLM
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            weights = None if unsafe_weights else True
+            model: Any = loader.from_pretrained(folder, dtype=dtype, use_safetensors=weights)
     except (OSError, ValueError) as error:
         raise DataError(
             f"The judge cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",

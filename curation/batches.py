@@ -28,6 +28,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of transformers while it loads or saves a model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices grouped so that the longest times the count stays within `batch_tokens` (a single one may
     exceed it).

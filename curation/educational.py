@@ -28,7 +28,7 @@ import polars as pl
 import regex
 import torch
 
-from curation.batches import head_tokens, length_sorted_batches, one_thread, padded
+from curation.batches import head_tokens, length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.score_tables import model_fingerprint, top_share
@@ -175,10 +175,12 @@ def _load(folder: str, device: str, unsafe_weights: bool, stamp: str) -> tuple[A
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=None if unsafe_weights else True
-        )
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            weights = None if unsafe_weights else True
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=weights
+            )
     except (OSError, ValueError) as error:
         raise DataError(
             f"The educational classifier cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",

@@ -1,9 +1,10 @@
-"""Are two mixtures really different? Models trained on each with paired seeds, at equal tokens, on held-out text.
+"""Are two mixtures really different? Paired seeds, equal tokens, held-out text, and a verdict that may be no.
 
-A difference is (mixture) - (reference) in bits per byte with the same seed; negative means fewer bits, better. The
-interval is Student's t over the seeds, beside it stands the exact sign-flip p. "better" or "worse" is said when the
-paired t test, corrected by Holm over the mixtures compared, falls below 1 - level; otherwise "not separable", with
-the smallest difference that this many seeds would have found. Documents are never counted as replicates of training.
+A difference is (mixture) - (reference) in bits per byte with the same seed; negative means fewer bits,
+better. The interval is Student's t over the seeds, beside it stands the exact sign-flip p. "better" or
+"worse" is said when the paired t test, corrected by Holm over the mixtures compared, falls below 1 - level;
+otherwise "not separable", with the smallest difference that this many seeds would have found. Documents are
+never counted as replicates of training.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def compare(
         "unit": "bits per byte",
         "sign": "negative: fewer bits than the reference, better",
         "level": level,
-        "rule": f"better or worse when the paired t test over seeds, Holm-corrected over {len(names)} mixtures, has "
-        f"p <= {1 - level:.2g}; probe documents are not replicates of training",
+        "rule": "better or worse when the paired t test over seeds, Holm-corrected over "
+        f"{len(names)} mixtures, has p <= {1 - level:.2g}; probe documents are not replicates of training",
         "mixtures": {name: dict(weights) for name, weights in (mixtures or {}).items()},
         "seeds": list(seeds),
         "runs": [
@@ -167,7 +168,10 @@ def _verdict(row: Mapping[str, Any], level: float) -> str:
 def _sentence(row: Mapping[str, Any], seeds: int, mixtures: int, level: float) -> str:
     where = "on the mean of the capabilities" if row["capability"] == MEAN else f"on {row['capability']}"
     pairs = f"{seeds} paired seed{'s' if seeds != 1 else ''}"
-    head = f"{row['mixture']} against {row['against']} {where}: {row['difference']:+.4f} bits per byte ({row['relative']:+.2%})"
+    head = (
+        f"{row['mixture']} against {row['against']} {where}: {row['difference']:+.4f} bits "
+        f"per byte ({row['relative']:+.2%})"
+    )
     if row["low"] is None:
         return f"{head}; one seed says nothing about chance, so the two are not separable"
     interval = f"{level:.0%} interval {row['low']:+.4f} to {row['high']:+.4f}, {pairs}"
@@ -175,8 +179,8 @@ def _sentence(row: Mapping[str, Any], seeds: int, mixtures: int, level: float) -
         return f"{head}; {row['verdict']} ({interval}; sign-flip p {row['p_sign_flip']:.3g})"
     corrected = " after correction for the number of mixtures" if mixtures > 1 else ""
     return (
-        f"{head}; not separable from noise{corrected} ({interval}; the smallest difference that {pairs} would find is "
-        f"{row['smallest_detectable']:.4f})"
+        f"{head}; not separable from noise{corrected} ({interval}; the smallest difference that "
+        f"{pairs} would find is {row['smallest_detectable']:.4f})"
     )
 
 

@@ -1,4 +1,4 @@
-"""From leave-one-out deltas to weights: the one rule, for measured tables, bootstrap draws and other people's runs."""
+"""From leave-one-out deltas to weights: one rule for measured tables, bootstrap draws and anybody's runs."""
 
 from __future__ import annotations
 

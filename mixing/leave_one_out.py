@@ -1,13 +1,14 @@
-"""Leave-one-out: what each capability loses when a source is taken away (MobileLLM-R1, section 5.1 and Figure 6).
+"""Leave-one-out: what each capability loses when a source is taken away (MobileLLM-R1, 5.1 and Figure 6).
 
-    delta[c, j] = L_c(trained without j) - L_c(trained with all)      in bits per byte, on the same probe documents
+    delta[c, j] = L_c(trained without j) - L_c(trained with all)
 
-Positive: removing the source hurts, so the source helps. Two readings, and the result states which:
+in bits per byte on the same probe documents. Positive: removing the source hurts, so the source helps.
+Two readings, and the result states which:
 
-replaced : the total number of tokens stays; the others take the place of source j in proportion (as in the paper).
-           A source can look harmful only because it displaces a better one.
-missing  : the tokens of source j are not replaced, so the run is shorter and reads just what the full run reads of
-           the others. It measures the value of having those tokens at all.
+replaced : the total number of tokens stays; the others take the place of source j in proportion (as in the
+           paper). A source can look harmful only because it displaces a better one.
+missing  : the tokens of source j are not replaced, so the run is shorter and reads just what the full run
+           reads of the others. It measures the value of having those tokens at all.
 
 All runs of a seed share the initial weights and every source's order of documents, so differences are paired.
 """
@@ -134,9 +135,9 @@ def analyse_leave_one_out(
 ) -> LeaveOneOut:
     """Deltas, their intervals and trajectories from finished runs in `folder` (as `run_proxies` leaves it).
 
-    Intervals combine two errors: of the seeds (Student's t over the paired differences of the seeds) and of the choice
-    of probe documents (bootstrap over documents, the same ones for all runs). With one seed only the second is
-    known, and the notes say so.
+    Intervals combine two errors: of the seeds (Student's t over the paired differences of the seeds) and of
+    the choice of probe documents (bootstrap over documents, the same ones for all runs). With one seed only
+    the second is known, and the notes say so.
     """
     last = {key: evaluation_steps(folder, run.run_id)[-1] for key, run in plan.runs.items()}
     capabilities = tuple(sorted(_probes(folder, plan, last)))
@@ -171,10 +172,11 @@ def analyse_leave_one_out(
 def loo_weights(
     effects: Iterable[Effect | Mapping[str, Any]], *, shrink: float = 0.5, scale: Scale = "none"
 ) -> dict[str, float]:
-    """Weights from leave-one-out: w_j proportional to max(mean over capabilities of delta, 0), shrunk to uniform.
+    """Weights: w_j proportional to max(mean over capabilities of delta_j, 0), shrunk to uniform.
 
-    shrink : share of the uniform mixture in the result; .5 by default, since a first-order effect says where to go
-             and not how far (in our pilot the half-shrunk mixture beat uniform; the paper gives no rule)
+    shrink : share of the uniform mixture in the result; .5 by default, since a first-order effect says where
+             to go and not how far (in our pilot the half-shrunk mixture beat uniform; the paper gives no
+             rule)
     scale  : "capability" divides a capability's deltas by their root mean square over the sources, so that a
              capability whose loss moves a lot does not decide alone
     Where no source helps, the weights are uniform.
@@ -204,7 +206,7 @@ def loo_weight_intervals(
 
 
 def loo_mixture(result: LeaveOneOut, *, shrink: float = 0.5, scale: Scale = "none", **limits: Any) -> Mixture:
-    """The leave-one-out mixture with intervals; `limits` as in `make_mixture` (tokens, budget, caps, shares)."""
+    """The leave-one-out mixture with intervals; `limits` (tokens, budget, caps, ...) as in `make_mixture`."""
     weights = loo_weights(result.effects, shrink=shrink, scale=scale)
     intervals = loo_weight_intervals(result, shrink=shrink, scale=scale)
     for absent in sorted(set(result.plan.base) - set(weights)):
@@ -291,7 +293,7 @@ def _deltas(
     seed: int,
     resamples: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Deltas [seeds, sources, capabilities], their joint draws [resamples, sources, capabilities], baseline."""
+    """Deltas [seeds, sources, capabilities], joint draws [resamples, sources, capabilities], baseline."""
     tables = {key: read_evaluation(folder, run.run_id, last[key]) for key, run in plan.runs.items()}
     points = np.zeros((len(plan.seeds), len(plan.sources), len(capabilities)))
     document_draws = np.zeros((resamples, len(plan.sources), len(capabilities)))

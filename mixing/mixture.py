@@ -1,6 +1,7 @@
 """A mixture: the share of tokens of every source, with what it rests on; `mixture.json`.
 
-Equal mixtures give equal bytes: keys are sorted, floats are written with all their digits, and there is no time in it.
+Equal mixtures give equal bytes: keys are sorted, floats are written with all their digits, and there is no
+time in it.
 """
 
 from __future__ import annotations
@@ -115,17 +116,18 @@ def make_mixture(
 ) -> Mixture:
     """Project a method's weights onto what the data and the user allow, and record what that implies.
 
-    Intervals are those of the proposal, cut to the caps. A source whose weight the projection changed by more than
-    .001 is named in the notes. Raises RecipeError when no mixture fits (`mixing.projection`).
+    Intervals are those of the proposal, cut to the caps. A source whose weight the projection changed by more
+    than .001 is named in the notes. Raises RecipeError when no mixture fits (`mixing.projection`).
     """
-    limited = available_tokens is not None and max_epochs is not None
-    if limited and budget_tokens is None:
+    limited = max_epochs is not None
+    if limited and (budget_tokens is None or available_tokens is None):
         raise RecipeError(
-            "A limit on epochs needs a budget in tokens",
-            where="budget_tokens",
-            remedy="Give the training tokens",
+            "A limit on epochs needs a budget in tokens, and the tokens that each source has",
+            where="max_epochs",
+            remedy="Give budget_tokens and available_tokens, or no limit",
         )
-    wanted = normalised({n: max(float(w), 0.0) for n, w in proposal.items()})
+    # A solver may leave -1e-18; anything more negative is refused by the projection.
+    wanted = normalised({n: 0.0 if -1e-9 < w < 0 else float(w) for n, w in proposal.items()})
     weights = project(
         wanted,
         available_tokens=available_tokens,
@@ -187,7 +189,8 @@ def mixture_json(mixture: Mixture) -> dict[str, Any]:
 def read_mixture(path: Path | str) -> Mixture:
     """Read `mixture.json`; a hand-written file with nothing but `{"weights": {...}}` is a mixture too.
 
-    Raises DataError when the file is missing or is not a mixture, RecipeError when its weights do not sum to 1.
+    Raises DataError when the file is missing or is not a mixture, RecipeError when its weights do not sum to
+    1.
     """
     where = str(path)
     try:
@@ -216,7 +219,10 @@ def read_mixture(path: Path | str) -> Mixture:
         raise DataError(
             f"The mixture counts {value['unit']}; weights here are shares of tokens",
             where=where,
-            remedy="Convert it (documents to tokens: multiply each weight by the source's mean tokens per document)",
+            remedy=(
+                "Convert it (documents to tokens: multiply each weight by the source's mean "
+                "tokens per document)"
+            ),
         )
     check_weights(value["weights"], where=where)
     intervals = value.get("intervals")

@@ -1,7 +1,9 @@
-"""Statistics of paired training runs: t intervals, exact sign-flip tests, detectable effects, Holm's correction.
+"""Statistics of paired training runs: t intervals, exact sign-flip tests, detectable effects, Holm's
+correction.
 
-The unit of replication is a training seed. Documents of a probe are never counted as replicates of training: their
-resampling says how far the choice of the probe matters, not whether another seed would give the same difference.
+The unit of replication is a training seed. Documents of a probe are never counted as replicates of training:
+their resampling says how far the choice of the probe matters, not whether another seed would give the same
+difference.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ def t_test(differences: Sequence[float]) -> float | None:
 def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
     """Two-sided exact p: the share of all 2^n sign patterns whose |mean| is at least the observed one.
 
-    Exact if differences are symmetric about zero under no effect, as differences of exchangeable runs are. The least
-    p that n pairs can give is 2 / 2^n: .25 with 3 seeds, .031 with 6. Above 20 pairs a million patterns are drawn
-    by `seed` instead (the observed one counts among them).
+    Exact if differences are symmetric about zero under no effect, as differences of exchangeable runs are.
+    The least p that n pairs can give is 2 / 2^n: .25 with 3 seeds, .031 with 6. Above 20 pairs a million
+    patterns are drawn by `seed` instead (the observed one counts among them).
     Example: (1, 2, 3): only +++ and --- reach |sum| 6, so p = 2 / 8.
     """
     values = np.asarray(differences, dtype=np.float64)
@@ -71,7 +73,8 @@ def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
 
 @lru_cache
 def detectable_factor(pairs: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """k such that a true mean difference of k standard deviations is found with `power` by a two-sided paired t test.
+    """k such that a true mean difference of k standard deviations is found with `power` by a two-sided paired
+    t test.
 
     From the noncentral t distribution: 3.26 for 3 pairs, 1.68 for 5, 1.44 for 6, .89 for 12.
     """
@@ -93,7 +96,7 @@ def detectable_factor(pairs: int, alpha: float = 0.05, power: float = 0.8) -> fl
 def smallest_detectable(
     differences: Sequence[float], alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """The true mean difference that as many pairs, spread as these are, would find; None with fewer than two."""
+    """The true mean difference that as many pairs of this spread would find; None with fewer than two."""
     if len(differences) < 2:
         return None
     return detectable_factor(len(differences), alpha, power) * float(np.std(differences, ddof=1))
@@ -116,10 +119,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def student_draws(per_seed: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
     """Draws of the error of a mean over seeds, `[resamples, ...]` for per-seed values `[seeds, ...]`.
 
-    Each draw combines the seeds' deviations with common random numbers, so that draws of different cells keep the
-    correlation that the seeds show; each cell's draws follow Student's t with seeds - 1 degrees, scaled to the
-    standard error. Resampling three seeds with replacement instead would give intervals that are far too narrow.
-    Zeros with one seed.
+    Each draw combines the seeds' deviations with common random numbers, so that draws of different cells keep
+    the correlation that the seeds show; each cell's draws follow Student's t with seeds - 1 degrees, scaled
+    to the standard error. Resampling three seeds with replacement instead would give intervals that are far
+    too narrow. Zeros with one seed.
     """
     seeds = per_seed.shape[0]
     if seeds < 2:

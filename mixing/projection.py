@@ -1,13 +1,13 @@
 """The one projection that every method's weights go through before a token is spent on them.
 
-A method proposes weights t; the data allow c_j = max_epochs * available_j / budget at most of source j, and the
-user may ask for minimum, maximum and fixed shares. Of all mixtures that keep these bounds we take the one nearest
-to t in Kullback-Leibler divergence,
+A method proposes weights t; the data allow c_j = max_epochs * available_j / budget at most of source j, and
+the user may ask for minimum, maximum and fixed shares. Of all mixtures that keep these bounds we take the one
+nearest to t in Kullback-Leibler divergence,
 
     minimise sum_j w_j log(w_j / t_j)   subject to   l_j <= w_j <= c_j,   sum_j w_j = 1,
 
-whose solution is w_j = clip(mu * t_j, l_j, c_j) with one factor mu (water filling): what a capped source may not
-take goes to the others in proportion to their weights.
+whose solution is w_j = clip(mu * t_j, l_j, c_j) with one factor mu (water filling): what a capped source may
+not take goes to the others in proportion to their weights.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def project(
     A source with proposed weight 0 stays at 0 (KL would be infinite) unless its minimum asks for more, or the
     others cannot take everything: then sources of weight 0 share what is left equally (the limit of equal,
     vanishing weights).
-    Example: {a: .8, b: .1, c: .1}, a has 40 tokens of a budget of 100 and is read once: {a: .4, b: .3, c: .3}.
-    Raises RecipeError when nothing fits, with the number of tokens that are missing, and where.
+    Example: {a: .8, b: .1, c: .1}, a has 40 tokens of a budget of 100 and is read once: {a: .4, b: .3, c:
+    .3}. Raises RecipeError when nothing fits, with the number of tokens that are missing, and where.
     """
     names = sorted(weights)
     _check_weights(weights)
@@ -103,13 +103,16 @@ def share_bounds(
             if caps[name] < low[name]:
                 missing = (low[name] - caps[name]) * budget_tokens
                 raise RecipeError(
-                    f"The {kind} share {low[name]:.4g} of source {name!r} asks for {low[name] * budget_tokens:,.0f} tokens, "
-                    f"but it gives {caps[name] * budget_tokens:,.0f} in {max_epochs:g} epochs: {missing:,.0f} tokens are missing",
+                    f"The {kind} share {low[name]:.4g} of source {name!r} asks for "
+                    f"{low[name] * budget_tokens:,.0f} tokens, "
+                    f"but it gives {caps[name] * budget_tokens:,.0f} in {max_epochs:g} epochs: "
+                    f"{missing:,.0f} tokens are missing",
                     where=name,
                     remedy="Lower its share or the budget, allow more epochs, or add text to it",
                 )
             raise RecipeError(
-                f"The {kind} share {low[name]:.4g} of source {name!r} is above its maximum {maximum[name]:.4g}",
+                f"The {kind} share {low[name]:.4g} of source {name!r} is above its maximum "
+                f"{maximum[name]:.4g}",
                 where=name,
                 remedy="Lower one or raise the other",
             )
@@ -117,7 +120,8 @@ def share_bounds(
     least, most = math.fsum(low.values()), math.fsum(high.values())
     if least > 1 + TOLERANCE:
         raise RecipeError(
-            f"The minimum and fixed shares sum to {least:.4g}, which is {(least - 1) * budget_tokens:,.0f} tokens more than the "
+            f"The minimum and fixed shares sum to {least:.4g}, which is "
+            f"{(least - 1) * budget_tokens:,.0f} tokens more than the "
             f"budget of {budget_tokens:,.0f}",
             where=_listed(n for n in names if low[n] > 0),
             remedy="Lower some of them",
@@ -170,13 +174,19 @@ def epoch_caps(
 def implied_epochs(
     weights: Mapping[str, float], available_tokens: Mapping[str, float], budget_tokens: float
 ) -> dict[str, float]:
-    """How many times each source would be read: weight * budget / available (infinite sources are read 0 times)."""
+    """How many times each source would be read: weight * budget / available."""
     epochs = {}
     for name, weight in weights.items():
         if weight == 0:
             epochs[name] = 0.0
         else:
-            epochs[name] = weight * budget_tokens / max(available_tokens[name], 1e-300)
+            if not available_tokens[name] > 0:
+                raise RecipeError(
+                    f"Source {name!r} has weight {weight:.4g} but no tokens",
+                    where=name,
+                    remedy="Give it text, or the weight 0",
+                )
+            epochs[name] = weight * budget_tokens / available_tokens[name]
     return epochs
 
 
@@ -256,7 +266,8 @@ def _too_little(
     )
     read = f" read at most {max_epochs:g} times" if max_epochs is not None else ""
     return (
-        f"The sources{read} give {most * budget_tokens:,.0f} of the {budget_tokens:,.0f} tokens of the budget: "
+        f"The sources{read} give {most * budget_tokens:,.0f} of the {budget_tokens:,.0f} tokens "
+        "of the budget: "
         f"{missing:,.0f} tokens are missing. At most, in tokens: {limits}"
     )
 

@@ -1,110 +1,53 @@
-"""Proxy runs: small models trained on chosen mixtures and measured on the probes, side by side, each only once.
+"""Proxy runs: small models trained on chosen mixtures and measured on the probes, side by side, each once.
 
-    <folder>/<run_id>/run.json                    what the run is, and the fingerprint of all that decides its numbers
-    <folder>/<run_id>/train/                      what `training.loop.train` writes: checkpoints, metrics.jsonl, ...
-    <folder>/<run_id>/evaluations/step-N.parquet  per document: probe, id, source, tokens, bytes, nats
-    <folder>/<run_id>/result.json                 written last: the run is finished
-    <folder>/ratios.csv, metrics.csv              all finished runs, joined by run_id
+    <run_id>/run.json                    what the run is, and a fingerprint of all that decides its numbers
+    <run_id>/train/                      what `training.loop.train` writes: checkpoints, metrics.jsonl, ...
+    <run_id>/evaluations/step-N.parquet  for each document: probe, id, source, tokens, bytes, nats
+    <run_id>/result.json                 written last: the run is finished
+    ratios.csv, metrics.csv              all finished runs of the folder, joined by run_id
 
-Runs with one seed start from the same weights and read each source's documents in the same order, whatever the
-mixture (common random numbers): differences between them are paired, which cuts their noise several times.
+Runs with one seed start from the same weights and read each source's documents in the same order, whatever
+the mixture (common random numbers): differences between them are paired, which cuts their noise several
+times.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
-import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from curation.atomic import hash_file, hash_folder, hash_value, read_json, replacing, write_json, write_text
-from curation.documents import read_documents
-from curation.errors import DataError, RecipeError
-from mixing.mixture import check_weights
-from mixing.workers import Advance, Job, run_jobs
-from probes.intervals import bits_per_byte, nats_per_token
-from probes.likelihood import LIKELIHOOD_SCHEMA, TokenizedDocument, score_documents, tokenize_documents
-from training.loop import TrainSettings, train
-from training.model import Decoder, ModelConfig
+from curation.atomic import read_json, write_json, write_text, writing_to
+from curation.errors import DataError, MachineError, RecipeError
+from curation.workers import Advance, Job, run_jobs
+from mixing.evaluations import ProbeSet, metric_rows, read_evaluation
+from mixing.proxy import ProxyRun, ProxySettings, check_run, fingerprint_of, run_settings
+from training.loop import train
+from training.model import Decoder
 from training.order import Batch, DataOrder, MixtureSchedule, Phase
-from training.tokenizer import load_tokenizer
 from training.tokens import TokenSource
 
-EVALUATION_SCHEMA = pa.schema([pa.field("probe", pa.string(), nullable=False), *LIKELIHOOD_SCHEMA])
+__all__ = [
+    "ProxyResult",
+    "ProxyRun",
+    "ProxySettings",
+    "evaluation_steps",
+    "read_evaluation",
+    "read_result",
+    "run_proxies",
+    "write_tables",
+]
+
+LOCK_SECONDS = 10.0
 RATIO_COLUMNS = ("run_id", "seed", "budget_tokens")
 METRIC_COLUMNS = ("run_id", "step", "probe", "bits_per_byte", "nats_per_token")
-Keep = Literal["all", "weights", "none"]
-_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-
-
-@dataclass(frozen=True)
-class ProxyRun:
-    """One training run to be made.
-
-    run_id       : name of its folder and key of its rows
-    weights      : shares of tokens by source, sum 1
-    seed         : of the data order, and of the initial weights unless `init_seed` says otherwise
-    budget_share : part of the settings' steps that it trains (leave-one-out without replacement trains less)
-    keep         : checkpoints that this run keeps, if not those of the settings
-    """
-
-    run_id: str
-    weights: dict[str, float]
-    seed: int
-    init_seed: int | None = None
-    budget_share: float = 1.0
-    keep: Keep | None = None
-
-
-@dataclass(frozen=True)
-class ProxySettings:
-    """What all runs of a study share.
-
-    model, train : shape and training settings; their seed is replaced by each run's
-    tokens       : folder of every source (`training.tokens`)
-    probes       : parquet file of every probe (`probes.capability`)
-    tokenizer    : folder of the tokenizer that made the tokens
-    block        : sequences after which every source's share is exact (`training.order`)
-    context, stride : of the evaluation; by default the training length, and half of it
-    keep         : which checkpoints a finished run keeps: "all", "weights" (without optimizer states), "none"
-    """
-
-    model: ModelConfig
-    train: TrainSettings
-    tokens: dict[str, Path]
-    probes: dict[str, Path]
-    tokenizer: Path
-    block: int = 128
-    context: int | None = None
-    stride: int | None = None
-    batch_tokens: int = 8192
-    keep: Keep = "weights"
-
-    @property
-    def evaluation_context(self) -> int:
-        return self.context or self.train.sequence_tokens
-
-    @property
-    def evaluation_stride(self) -> int:
-        return self.stride or max(1, self.evaluation_context // 2)
-
-    def inputs(self) -> dict[str, Any]:
-        """Hashes of all that the runs read."""
-        return {
-            "tokens": {name: TokenSource.open(folder).hash for name, folder in sorted(self.tokens.items())},
-            "probes": {name: hash_file(file) for name, file in sorted(self.probes.items())},
-            "tokenizer": hash_folder(self.tokenizer),
-        }
 
 
 @dataclass(frozen=True)
@@ -136,15 +79,16 @@ def run_proxies(
 ) -> list[ProxyResult]:
     """Make the runs that are not finished, `workers` at a time, and rewrite ratios.csv and metrics.csv.
 
-    A finished run of the same fingerprint is not repeated; a killed one continues from its checkpoint; one whose
-    settings, data or probes have changed is deleted and made anew. Numbers do not depend on `workers`.
-    Returns the results in the order of `runs`. Raises RecipeError on impossible runs, MachineError when a worker is lost.
+    A finished run of the same fingerprint is not repeated; a killed one continues from its checkpoint; one
+    whose settings, data or probes have changed is deleted and made anew. Numbers do not depend on `workers`.
+    Returns the results in the order of `runs`. Raises RecipeError on impossible runs, MachineError when a
+    worker is lost.
     """
     folder = Path(folder)
     inputs = settings.inputs()
-    prints = {run.run_id: _fingerprint(run, settings, inputs) for run in runs}
+    prints = {run.run_id: fingerprint_of(run, settings, inputs) for run in runs}
     for run in runs:
-        _check_run(run, settings)
+        check_run(run, settings)
     if len(prints) != len(runs):
         double = next(r.run_id for i, r in enumerate(runs) if r.run_id in {o.run_id for o in runs[:i]})
         raise RecipeError(
@@ -156,7 +100,7 @@ def run_proxies(
         jobs,
         workers=workers,
         description=description,
-        total=sum(_run_settings(run, settings).steps * settings.train.tokens_per_step for run in waiting),
+        total=sum(run_settings(run, settings).steps * settings.train.tokens_per_step for run in waiting),
         unit="tokens",
         on_result=lambda job, result: write_tables(folder),
     )
@@ -175,21 +119,6 @@ def read_result(folder: Path | str, run_id: str) -> ProxyResult:
 def evaluation_steps(folder: Path | str, run_id: str) -> tuple[int, ...]:
     """Steps at which a finished run was evaluated, rising; the last is the end of its training."""
     return tuple(sorted({row["step"] for row in read_result(folder, run_id).metrics}))
-
-
-def read_evaluation(folder: Path | str, run_id: str, step: int) -> dict[str, pa.Table]:
-    """Likelihood tables of a run's probes at a step (`probes.likelihood.LIKELIHOOD_SCHEMA`)."""
-    path = Path(folder) / run_id / "evaluations" / f"step-{step}.parquet"
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"The evaluation cannot be read: {error}",
-            where=str(path),
-            remedy="Delete the run's folder and run again",
-        ) from error
-    probes = sorted(set(table["probe"].to_pylist()))
-    return {probe: table.filter(pc.equal(table["probe"], probe)).drop_columns(["probe"]) for probe in probes}
 
 
 def write_tables(folder: Path | str) -> None:
@@ -215,7 +144,7 @@ def write_tables(folder: Path | str) -> None:
     write_text(folder / "metrics.csv", _csv(list(METRIC_COLUMNS), metrics))
 
 
-# ---- in the worker ----------------------------------------------------------------------------------------------
+# ---- in the worker -------------------------------------------------------------------------------
 
 
 class _CountedOrder(DataOrder):
@@ -230,12 +159,18 @@ class _CountedOrder(DataOrder):
 
 def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance) -> None:
     run, settings, folder, fingerprint = task
-    here = folder / run.run_id
+    with _only_process_with(folder, run.run_id):
+        _train_alone(run, settings, folder / run.run_id, fingerprint, advance)
+
+
+def _train_alone(
+    run: ProxyRun, settings: ProxySettings, here: Path, fingerprint: str, advance: Advance
+) -> None:
     cpu = time.process_time()
     if not _same_fingerprint(here / "run.json", fingerprint):
         shutil.rmtree(here, ignore_errors=True)
         write_json(here / "run.json", {"fingerprint": fingerprint, "run": asdict(run)})
-    train_settings = _run_settings(run, settings)
+    train_settings = run_settings(run, settings)
     sources = {name: TokenSource.open(settings.tokens[name]) for name in sorted(run.weights)}
     phase = Phase("proxy", train_settings.steps * train_settings.batch_sequences, dict(run.weights))
     order = _CountedOrder(
@@ -244,13 +179,13 @@ def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance
         train_settings.sequence_tokens,
     )
     order.advance = advance
-    probes = _Probes.load(settings)
+    probes = ProbeSet.load(settings)
 
     def evaluate(model: Decoder, step: int) -> dict[str, float]:
         return probes.evaluate(model, here / "evaluations" / f"step-{step}.parquet")
 
     done = train(settings.model, order, train_settings, here / "train", evaluate=evaluate)
-    metrics = _metric_rows(here, run.run_id, train_settings.evaluate_steps)
+    metrics = metric_rows(here, run.run_id, train_settings.evaluate_steps)
     _clear_checkpoints(here / "train", run.keep or settings.keep)
     evaluated = sum(row.pop("tokens") for row in metrics)
     write_json(
@@ -271,73 +206,28 @@ def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance
     )
 
 
-@dataclass(frozen=True)
-class _Probes:
-    """Tokenized probes; a document in several probes is scored once."""
-
-    documents: tuple[TokenizedDocument, ...]
-    members: tuple[tuple[str, tuple[int, ...]], ...]
-    context: int
-    stride: int
-    batch_tokens: int
-
-    @staticmethod
-    def load(settings: ProxySettings) -> _Probes:
-        files = tuple((name, str(path)) for name, path in sorted(settings.probes.items()))
-        documents, members = _tokenized_probes(
-            files, str(settings.tokenizer), tuple(hash_file(path) for _, path in files)
-        )
-        return _Probes(
-            documents, members, settings.evaluation_context, settings.evaluation_stride, settings.batch_tokens
-        )
-
-    def evaluate(self, model: Decoder, path: Path) -> dict[str, float]:
-        """Score all documents, write the rows of every probe, return bits per byte by probe."""
-        table = score_documents(
-            model, self.documents, context=self.context, stride=self.stride, batch_tokens=self.batch_tokens
-        )
-        parts = []
-        for probe, rows in self.members:
-            part = table.take(pa.array(rows))
-            column = pa.array([probe] * len(rows), pa.string())
-            parts.append(part.add_column(0, EVALUATION_SCHEMA.field("probe"), column))
-        with replacing(path) as temporary:
-            pq.write_table(pa.concat_tables(parts), temporary, compression="zstd")
-        return {
-            probe: bits_per_byte(part.drop_columns(["probe"]))
-            for (probe, _), part in zip(self.members, parts, strict=True)
-        }
-
-
-@lru_cache(maxsize=2)
-def _tokenized_probes(
-    files: tuple[tuple[str, str], ...], tokenizer: str, hashes: tuple[str, ...]
-) -> tuple[tuple[TokenizedDocument, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
-    """Kept between the runs of one worker; `hashes` is there so that a changed file is read again."""
-    probes = {name: read_documents(path) for name, path in files}
-    unique = {d.id: d for documents in probes.values() for d in documents}
-    place = {name: index for index, name in enumerate(sorted(unique))}
-    tokenized = tokenize_documents([unique[name] for name in sorted(unique)], load_tokenizer(tokenizer))
-    members = tuple((name, tuple(place[d.id] for d in probes[name])) for name in sorted(probes))
-    return tuple(tokenized), members
-
-
-def _metric_rows(folder: Path, run_id: str, steps: Sequence[int]) -> list[dict[str, Any]]:
-    rows = []
-    for step in sorted(set(steps)):
-        tables = read_evaluation(folder.parent, run_id, step)
-        for probe in sorted(tables):
-            rows.append(
-                {
-                    "run_id": run_id,
-                    "step": step,
-                    "probe": probe,
-                    "bits_per_byte": bits_per_byte(tables[probe]),
-                    "nats_per_token": nats_per_token(tables[probe]),
-                    "tokens": pc.sum(tables[probe]["tokens"]).as_py(),
-                }
-            )
-    return rows
+@contextmanager
+def _only_process_with(folder: Path, run_id: str) -> Iterator[None]:
+    """Hold the run's lock; that of a killed study's worker is free once the kernel has buried it."""
+    path = folder / f".{run_id}.lock"
+    with writing_to(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    with handle:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise MachineError(
+                        f"Another process is making the run {run_id!r}",
+                        where=str(folder),
+                        remedy="Wait for it or stop it, or choose another folder",
+                    ) from error
+                time.sleep(0.1)
+        yield
 
 
 def _clear_checkpoints(train_folder: Path, keep: str) -> None:
@@ -346,78 +236,6 @@ def _clear_checkpoints(train_folder: Path, keep: str) -> None:
     elif keep == "weights":
         for file in sorted(train_folder.glob("checkpoints/*/optimizer.safetensors")):
             file.unlink()
-
-
-# ---- settings and state of a run ----------------------------------------------------------------------------------
-
-
-def _run_settings(run: ProxyRun, settings: ProxySettings) -> TrainSettings:
-    """The training settings of one run: its seed, its length, and an evaluation at the end."""
-    given = settings.train
-    steps = max(1, round(given.steps * run.budget_share))
-
-    def scaled(points: Sequence[int]) -> tuple[int, ...]:
-        inside = [point for point in points if point <= given.steps]
-        return tuple(sorted({min(steps, max(round(p * run.budget_share), min(p, 1))) for p in inside}))
-
-    wanted = {*given.evaluate_steps, given.steps}
-    evaluate = scaled(tuple(wanted))
-    if len(evaluate) != len({point for point in wanted if point <= given.steps}):
-        raise RecipeError(
-            f"Run {run.run_id!r} has {steps} steps, too few to be evaluated {len(wanted)} times",
-            where=run.run_id,
-            remedy="Train longer or evaluate less often",
-        )
-    return replace(
-        given,
-        steps=steps,
-        seed=run.seed if run.init_seed is None else run.init_seed,
-        warmup_steps=min(given.warmup_steps, max(steps - 1, 0)),
-        checkpoint_steps=scaled(given.checkpoint_steps),
-        evaluate_steps=evaluate,
-    )
-
-
-def _check_run(run: ProxyRun, settings: ProxySettings) -> None:
-    if not _RUN_ID.fullmatch(run.run_id):
-        raise RecipeError(
-            f"{run.run_id!r} cannot be the name of a run's folder",
-            where="run_id",
-            remedy="Use letters, digits, '.', '_' and '-'",
-        )
-    check_weights(run.weights, where=f"run {run.run_id!r}")
-    if not 0 < run.budget_share <= 1:
-        raise RecipeError(
-            f"Run {run.run_id!r} cannot train {run.budget_share:g} of the budget", where=run.run_id
-        )
-    for source in sorted(run.weights):
-        if source not in settings.tokens:
-            raise RecipeError(
-                f"Run {run.run_id!r} names source {source!r}, which has no tokens",
-                where=run.run_id,
-                remedy=f"Sources with tokens: {', '.join(sorted(settings.tokens))}",
-            )
-    if not settings.probes:
-        raise RecipeError(
-            "There are no probes to evaluate the runs on", where="probes", remedy="Build probes first"
-        )
-    _run_settings(run, settings)
-
-
-def _fingerprint(run: ProxyRun, settings: ProxySettings, inputs: Mapping[str, Any]) -> str:
-    tokens = {name: inputs["tokens"].get(name) for name in sorted(run.weights)}
-    return hash_value(
-        {
-            "weights": run.weights,
-            "seeds": [run.seed, run.init_seed],
-            "share": run.budget_share,
-            "model": asdict(settings.model),
-            "train": asdict(settings.train),
-            "block": settings.block,
-            "evaluation": [settings.evaluation_context, settings.evaluation_stride],
-            "inputs": {**inputs, "tokens": tokens},
-        }
-    )
 
 
 def _same_fingerprint(path: Path, fingerprint: str) -> bool:

@@ -1,9 +1,10 @@
 """Capability probes: held-out documents that stand for code, mathematics or knowledge.
 
-A probe of a capability is the union, over the sources that carry it, of a share of each source's representative
-set (MobileLLM-R1, section 5.2; the paper probes with the whole representative sets and does not say whether they
-were also trained on. We take a share and never train on it). Which documents are taken is decided by a hash of
-the seed and the document's id, so adding a source, or changing the order of files, moves no other document.
+A probe of a capability is the union, over the sources that carry it, of a share of each source's
+representative set (MobileLLM-R1, section 5.2; the paper probes with the whole representative sets and does
+not say whether they were also trained on. We take a share and never train on it). Which documents are taken
+is decided by a hash of the seed and the document's id, so adding a source, or changing the order of files,
+moves no other document.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def build_probes(
     """Choose the probe documents of every capability from the representative sets.
 
     representative : documents by source; capabilities : capabilities by source (none, for a noise source)
-    share  : share of each source's representative documents that is held out, 0 < share < 1; at least one document
+    share  : share of each source's representative documents that is held out, 0 < share < 1; at least one
+             document
     seed   : decides, with the ids, which; another seed gives another choice
     taken  : ids that may not be chosen, such as those of another held-out set (`test/` beside `probes/`)
     max_bytes_per_source : stop taking documents of a source beyond this much text, so that probes stay cheap
@@ -95,7 +97,7 @@ def without_held_out(
 
 
 def write_probes(folder: Path | str, probes: Mapping[str, Sequence[Document]]) -> dict[str, Path]:
-    """Write `<folder>/<capability>.parquet` (`id, text, source`), atomically; return the files by capability."""
+    """Write `<folder>/<capability>.parquet` (`id, text, source`); return the files by capability."""
     files = {}
     for capability in sorted(probes):
         files[capability] = Path(folder) / f"{capability}.parquet"
@@ -134,7 +136,8 @@ def _choose(
     count = max(1, math.floor(share * len(unique) + 0.5))
     if len(unique) < 2 or not free:
         raise DataError(
-            f"Source {source!r} has {len(unique)} representative documents, {len(free)} of them free: too few to hold "
+            f"Source {source!r} has {len(unique)} representative documents, {len(free)} of them "
+            "free: too few to hold "
             "some out",
             where=source,
             remedy="Give it more text, loosen the filters, or remove its capabilities",

@@ -1,8 +1,9 @@
 """Bits per byte of a set of documents, and how sure it is: bootstrap over documents, paired differences.
 
-Bits per byte is a ratio over the corpus, sum of nats / sum of bytes / ln 2, not a mean of ratios of documents.
-A bootstrap resamples whole documents, since tokens of one document are not independent. It tells how far the
-choice of the probe's documents matters; it says nothing about another training seed (`mixing.comparison` does).
+Bits per byte is a ratio over the corpus, sum of nats / sum of bytes / ln 2, not a mean of ratios of
+documents. A bootstrap resamples whole documents, since tokens of one document are not independent. It tells
+how far the choice of the probe's documents matters; it says nothing about another training seed
+(`mixing.comparison` does).
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def paired_difference(
 ) -> Interval:
     """Bits per byte of `a` minus those of `b` on the same documents; negative: `a` predicts them better.
 
-    Documents are joined by id, never by position, and both sides of a pair are resampled together, which takes
-    the difficulty of the documents out of the difference. Order of rows does not change the result.
+    Documents are joined by id, never by position, and both sides of a pair are resampled together, which
+    takes the difficulty of the documents out of the difference. Order of rows does not change the result.
     Raises DataError when the tables do not hold the same documents (or other bytes under the same id).
     """
     nats, size, _ = align([table_a, table_b])
@@ -92,7 +93,8 @@ def align(tables: list[pa.Table]) -> tuple[np.ndarray, np.ndarray, list[str]]:
         if ids != other_ids:
             only = sorted(set(ids) ^ set(other_ids))
             raise DataError(
-                f"The tables to compare do not hold the same documents: {len(only)} are in one only, such as {only[0]}",
+                f"The tables to compare do not hold the same documents: {len(only)} are in one "
+                f"only, such as {only[0]}",
                 remedy="Score both models on the same probe",
             )
         changed = np.flatnonzero(size != other_size)
@@ -108,8 +110,8 @@ def align(tables: list[pa.Table]) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def ratio_draws(numerators: np.ndarray, denominator: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
     """Bootstrap draws of sum(numerator) / sum(denominator) over resampled documents.
 
-    numerators [k, documents], denominator [documents] -> draws [resamples, k]. All k rows see the same resampled
-    documents, so draws of different rows are paired.
+    numerators [k, documents], denominator [documents] -> draws [resamples, k]. All k rows see the same
+    resampled documents, so draws of different rows are paired.
     """
     if resamples < 1:
         raise RecipeError("A bootstrap needs at least one resample", where="resamples")

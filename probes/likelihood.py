@@ -37,7 +37,7 @@ LIKELIHOOD_SCHEMA = pa.schema(
         pa.field("nats", pa.float64(), nullable=False),
     ]
 )
-"""One row a document: `tokens` scored, `bytes` of its UTF-8 text, `nats` = minus the summed log-probability."""
+"""A row a document: `tokens` scored, `bytes` of its text in UTF-8, `nats` = - summed log-probability."""
 
 
 class _Text(Protocol):
@@ -86,7 +86,8 @@ def tokenize_documents(documents: Sequence[_Text], tokenizer: Any) -> list[Token
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise DataError(
-            "The tokenizer has neither a bos nor an eos token, so the first token of a document has no context",
+            "The tokenizer has neither a bos nor an eos token, so the first token of a document "
+            "has no context",
             where=str(getattr(tokenizer, "name_or_path", "tokenizer")),
             remedy="Set `bos_token` in its tokenizer_config.json",
         )
@@ -109,7 +110,8 @@ def rolling_windows(tokens: int, context: int, stride: int, document: int = 0) -
     """The windows that score tokens 1 .. `tokens` - 1 of a document once each.
 
     tokens : length of the document with bos
-    Example: 8 tokens, context 4, stride 2 scores 1-4 | 5-6 | 7, and every window after the first feeds 4 tokens.
+    Example: 8 tokens, context 4, stride 2 scores 1-4 | 5-6 | 7, and every window after the first feeds 4
+    tokens.
 
     >>> [(w.begin, w.first, w.end) for w in rolling_windows(8, context=4, stride=2)]
     [(0, 1, 5), (2, 5, 7), (3, 7, 8)]
@@ -137,7 +139,8 @@ def score_documents(
 
     The result does not depend on batching beyond float32 rounding: a window is padded on the right, where
     causal attention cannot see. Sums over tokens are taken in float64.
-    Raises RecipeError on impossible settings, DataError on a token outside the vocabulary or a loss that is not finite.
+    Raises RecipeError on impossible settings, DataError on a token outside the vocabulary or a loss that is
+    not finite.
     """
     _check_settings(model, context, stride, batch_tokens)
     windows = [
@@ -200,7 +203,7 @@ def _score_batch(
 
 
 def _batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Neighbours in length share a batch, so little is padding; longest first, so memory is tested at once."""
+    """Windows of like length share a batch, so little is padding; the largest batch comes first."""
     batch: list[Window] = []
     for window in windows:
         if batch and (len(batch) + 1) * batch[0].inputs > batch_tokens:
@@ -226,7 +229,8 @@ class _maybe_progress:
 def _check_settings(model: Decoder, context: int, stride: int, batch_tokens: int) -> None:
     if context < 1 or context > model.config.max_positions:
         raise RecipeError(
-            f"A context of {context} tokens is not possible: the model has {model.config.max_positions} positions",
+            f"A context of {context} tokens is not possible: the model has "
+            f"{model.config.max_positions} positions",
             where="context",
             remedy=f"Choose 1 to {model.config.max_positions}",
         )
@@ -248,5 +252,7 @@ def _check_finite(documents: Sequence[TokenizedDocument], nats: np.ndarray) -> N
         raise DataError(
             f"The model gives no finite loss on {broken.size} of {len(documents)} documents, such as "
             f"{documents[int(broken[0])].id}",
-            remedy="Its training has probably diverged: lower the learning rate, or take an earlier checkpoint",
+            remedy=(
+                "Its training has probably diverged: lower the learning rate, or take an earlier checkpoint"
+            ),
         )

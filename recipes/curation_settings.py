@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from curation.errors import RecipeError
 from recipes.settings import Count, Name, Positive, Settings, Share
 
 Capability = Literal["code", "mathematics", "knowledge"]
@@ -89,15 +90,15 @@ class Labels(Settings):
 class RaterTraining(Settings):
     """Size and training of the small classifier and judge, when the run trains them itself."""
 
-    examples: Count = 1600
-    """Labelled documents for each rater and task."""
-    context: Count = 256
+    examples: Count = 1200
+    """Labelled documents for each task, shared evenly among the labels, at most."""
+    context: Count = 192
     """Tokens of a document that a rater reads."""
     dim: Count = 128
     layers: Count = 2
-    steps: Count = 200
-    batch: Count = 32
-    learning_rate: Positive = 1e-3
+    epochs: Count = 2
+    batch: Count = 16
+    learning_rate: Positive = 2e-3
 
 
 class EducationalSettings(Settings):
@@ -105,12 +106,24 @@ class EducationalSettings(Settings):
 
     model: str = "HuggingFaceFW/fineweb-edu-classifier"
     """A hub id, a folder, or `trained` for the small classifier that the run trains from `labels.educational`."""
-    rule: Literal["raw_above", "int_at_least", "quantile"] = "raw_above"
-    """`raw_above`: raw score > threshold (the paper's words); `int_at_least`: rounded score >= threshold;
-    `quantile`: the best `1 - threshold` of each source."""
-    threshold: float = 4.0
-    per_source: dict[str, float] = Field(default_factory=dict)
-    """Other thresholds for single sources: an English rubric rarely passes code and proofs."""
+    rule: str = "raw > 4"
+    """`raw > 4` (the paper's words), `int_score >= 4` (the rounded score), `top 0.1` (of each source) or `all`."""
+    per_source: dict[str, str] = Field(default_factory=dict)
+    """Other rules for single sources: an English rubric rarely passes code and proofs."""
+
+    @field_validator("rule", "per_source")
+    @classmethod
+    def _rules_are_rules(cls, value: str | dict[str, str]) -> str | dict[str, str]:
+        from curation.educational import (
+            parse_rule,  # here, since it brings torch, which not every command needs
+        )
+
+        for rule in [value] if isinstance(value, str) else value.values():
+            try:
+                parse_rule(rule)
+            except RecipeError as error:
+                raise ValueError(str(error)) from None
+        return value
 
 
 class JudgeSettings(Settings):
@@ -133,7 +146,7 @@ class DeduplicationSettings(Settings):
     embedder: str = "trained"
     """A sentence-transformers folder or id, or `trained` for latent semantic analysis of this run's corpora."""
     threshold: Share = 0.9
-    """Cosine above which the later document is dropped."""
+    """Cosine from which on the later document is dropped."""
     rule: Literal["greedy", "semdedup"] = "greedy"
     dimensions: Count = 128
 

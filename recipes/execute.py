@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from curation.atomic import write_text
+from curation.atomic import write_json, write_text
 from curation.errors import RecipeError
 from recipes.load import dump_recipe, load_recipe
+from recipes.open_settings import open_settings
 from recipes.pipeline import Run, Stage, is_done, locked, run_stage
 from recipes.schema import Recipe
 
@@ -28,6 +29,7 @@ def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = p
 
     Raises the errors of curation.errors; whatever was finished before stays and is not repeated.
     """
+    from mixing.report import write_report
     from recipes.stages import STAGES, stages_for
 
     if goal is not None and goal not in STAGES:
@@ -35,6 +37,7 @@ def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = p
     chosen = stages_for(run.recipe, goal)
     with locked(run.folder):
         write_text(run.path("recipe.yaml"), dump_recipe(run.recipe))
+        write_json(run.path("settings.json"), open_settings(run.recipe))
         ran = []
         for number, stage in enumerate(chosen, 1):
             if is_done(run, stage, STAGES):
@@ -42,8 +45,10 @@ def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = p
             say(f"[{number:>2}/{len(chosen)}] {stage.name}: {stage.about}")
             started = time.monotonic()
             run_stage(run, stage, STAGES)
-            say(f"        done in {time.monotonic() - started:.1f} s")
+            say(f"        {time.monotonic() - started:.1f} s")
             ran.append(stage.name)
+        if goal is None and (ran or not run.path("report.html").is_file()):
+            write_report(run.folder)
     return ran
 
 

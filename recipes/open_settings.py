@@ -12,7 +12,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
     rows = [
         (
             "educational cut",
-            f"{curation.educational.rule}, {curation.educational.threshold:g}, model {curation.educational.model}",
+            f"{curation.educational.rule}, model {curation.educational.model}",
             "FineWeb-Edu classifier, scores above 4",
             "The paper does not say whether the raw or the rounded score is meant; small corpora need a share.",
         ),
@@ -43,7 +43,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
         ),
         (
             "probe documents",
-            f"{recipe.probes.share:g} of each representative set, at most {recipe.probes.maximum_documents} for a source",
+            f"{recipe.probes.share:g} of a representative set, at most {recipe.probes.maximum_documents} for a source",
             "union of representative sets",
             "The paper probes with text that it also trains on; here probes are held out of all training.",
         ),

@@ -82,6 +82,8 @@ def disk_megabytes(recipe: Recipe) -> float:
     text = sum(source.max_megabytes for source in recipe.sources)
     capabilities, sources = len(recipe.capabilities), len(recipe.sources)
     with_moments = len(recipe.leave_one_out.seeds) + capabilities
-    runs = (sources + 1) * len(recipe.leave_one_out.seeds) + len(recipe.comparison.mixtures) * len(recipe.comparison.seeds)
+    runs = (sources + 1) * len(recipe.leave_one_out.seeds) + len(recipe.comparison.mixtures) * len(
+        recipe.comparison.seeds
+    )
     weights = 4 * parameters / 1e6
     return round(1.6 * text + weights * (runs + 3 * recipe.influence.checkpoints * with_moments + 8), 1)

@@ -36,7 +36,11 @@ def find_document(run: Path, start: str) -> dict[str, Any]:
             continue
         for row in table.filter(pl.col("id") == found["id"]).collect().iter_rows(named=True):
             name = file.relative_to(run).with_suffix("").as_posix()
-            found |= {f"{name}: {key}": value for key, value in row.items() if key not in ("id", "text", "url", "source")}
+            found |= {
+                f"{name}: {key}": value
+                for key, value in row.items()
+                if key not in ("id", "text", "url", "source")
+            }
     for split in ("probes", "test"):
         for file in sorted(run.glob(f"{split}/*.parquet")):
             if pl.scan_parquet(file).filter(pl.col("id") == found["id"]).collect().height:

@@ -89,5 +89,7 @@ def test_a_bare_gpu_box_can_import(package: str) -> None:
         f"sys.modules.update(dict.fromkeys({ABSENT_ON_A_BARE_BOX!r}))\n"
         f"[importlib.import_module(name) for name in {names!r}]\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curation.atomic import hash_value, read_json, replacing_folder, write_json
-from curation.errors import DataError, RecipeError
+from curation.errors import DataError, MachineError, RecipeError
 from training.model import Decoder, ModelConfig
 from training.optimizer import WeightMean, moments, restore_moments
 
@@ -54,7 +54,10 @@ class TrainingState:
     @property
     def model(self) -> ModelConfig:
         """The shape of the model."""
-        return ModelConfig(**self.settings["model"])
+        try:
+            return ModelConfig(**self.settings["model"])
+        except (KeyError, TypeError) as error:
+            raise _broken(Path(STATE), f"describes no model of this version: {error}") from error
 
 
 def describe_run(
@@ -96,10 +99,10 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint; the same state gives the same bytes."""
     with replacing_folder(folder) as temporary:
-        save_file(_on_cpu(dict(model.named_parameters())), temporary / MODEL)
-        save_file(_on_cpu(moments(model, optimizer)), temporary / OPTIMIZER)
+        _write_tensors(dict(model.named_parameters()), temporary / MODEL)
+        _write_tensors(moments(model, optimizer), temporary / OPTIMIZER)
         if mean is not None and mean.count:
-            save_file(_on_cpu(mean.weights), temporary / AVERAGED)
+            _write_tensors(mean.weights, temporary / AVERAGED)
         record = {"schema": SCHEMA, "settings_hash": hash_value(state.settings), **asdict(state)}
         write_json(temporary / STATE, record | {"versions": {"torch": torch.__version__}})
 
@@ -199,8 +202,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise _broken(path, f"cannot be read: {error}") from error
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # which is how it reports a full disk
+        raise MachineError(
+            f"The checkpoint cannot be written: {error}",
+            where=str(path),
+            remedy="Free some space, or choose another folder; the run continues from the last checkpoint",
+        ) from error
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.huggingface import save_huggingface
 from training.loop import _device, _only_process_in, _start_hash
 from training.prompts import Question, read_questions
-from training.rewards import Reward, named_reward
+from training.rewards import Reward, describe_reward, named_reward
 from training.start import load_start, start_tokenizer
 
 __all__ = ["GrpoResult", "GrpoSettings", "ObjectiveSettings", "grpo"]
@@ -73,7 +73,7 @@ def grpo(
     tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
     _refuse_overlap(questions, tests, str(held_out))
     device, model = _device(settings.device), load_start(start)
-    name = reward if isinstance(reward, str) else getattr(reward, "__qualname__", type(reward).__qualname__)
+    name = reward if isinstance(reward, str) else describe_reward(reward)
     inputs = hash_value([[(q.ids, q.answer) for q in part] for part in (questions, tests)])
     described = describe_run(model.config, inputs, settings.deciding() | {"reward": name}, _start_hash(start))
     with _only_process_in(out):

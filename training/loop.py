@@ -251,7 +251,7 @@ def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: 
     for older in list_checkpoints(out / "resume").values():
         remove_checkpoint(older)
     tokens = settings.steps * settings.tokens_per_step
-    seconds = sum(settings.tokens_per_step / row["tokens_per_second"] for row in log.rows())
+    seconds = sum(settings.tokens_per_step / max(row["tokens_per_second"], 0.1) for row in log.rows())
     record = {
         "final": f"checkpoints/step-{settings.steps}",
         "steps": settings.steps,

@@ -23,7 +23,6 @@ from training.tokens import TokenSource
 # Shares are kept as integers in units of 2**-32 sequences, so that no rounding depends on the machine.
 UNIT = 1 << 32
 MOST_SEQUENCES = 1 << 31
-NEVER = np.iinfo(np.int64).max
 KEPT_BLOCKS = 4
 
 
@@ -44,7 +43,7 @@ class MixtureSchedule:
     """Phases in their order.
 
     seed  : of the documents' order in each epoch and of the sources' order in each block
-    block : sequences after which every source's share is exact to within one; each phase begins a new one
+    block : sequences after which every source's share of its phase is exact to within one sequence
     """
 
     phases: tuple[Phase, ...]
@@ -257,41 +256,28 @@ class DataOrder:
 def _block_counts(schedule: MixtureSchedule, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """First sequence of each block [B + 1], and sequences that each source has had by then [B + 1, S].
 
-    A source whose share of the first n sequences is c has had floor(c) or ceil(c) of them at the end of every
-    block. That is always possible, but not by rounding each block on its own: a source rounded up must wait
-    until its share has caught up. Turns are jobs, released when the share passes k and due when it reaches
-    k + 1; taking the job that is due first meets every due date if any order does.
+    A source whose share of the first n sequences of a phase is c has had floor(c) or ceil(c) of them at the
+    end of every block. That is always possible, but not by rounding each block on its own: a source rounded
+    up must wait until its share has caught up. Turns are jobs, released when the share passes k and due when
+    it reaches k + 1; taking the job that is due first meets every due date if any order does.
+
+    Each phase counts anew, so that one in which a source has weight 0 never reads it.
     """
-    slopes = np.array([_integer_weights(phase.weights, names) for phase in schedule.phases])
-    lengths = np.array([phase.sequences for phase in schedule.phases], dtype=np.int64)
-    bases = np.zeros((len(lengths) + 1, len(names)), dtype=np.int64)
-    bases[1:] = np.cumsum(slopes * lengths[:, None], axis=0)
-    firsts = np.concatenate(([0], np.cumsum(lengths)))
     starts, taken = [0], [np.zeros(len(names), dtype=np.int64)]
-    for phase, length in enumerate(lengths.tolist()):
-        for begin in range(0, length, schedule.block):
-            done = min(begin + schedule.block, length)
-            share = bases[phase] + slopes[phase] * done
-            now = np.maximum(taken[-1], share // UNIT)
-            spare = int(firsts[phase]) + done - int(now.sum())
-            waiting = np.flatnonzero(now * UNIT < share)
-            if spare < len(waiting):
-                due = _due(now[waiting] + 1, slopes[phase:, waiting], bases[phase:, waiting], firsts[phase:])
-                waiting = waiting[np.argsort(due, kind="stable")[:spare]]
-            now[waiting] += 1
-            starts.append(int(firsts[phase]) + done)
-            taken.append(now)
+    for phase in schedule.phases:
+        first, before = starts[-1], taken[-1]
+        slope = _integer_weights(phase.weights, names)
+        had = np.zeros_like(before)
+        for begin in range(0, phase.sequences, schedule.block):
+            done = min(begin + schedule.block, phase.sequences)
+            share = slope * done
+            had = np.maximum(had, share // UNIT)
+            waiting = np.flatnonzero(had * UNIT < share)
+            due = -(-(had[waiting] + 1) * UNIT // slope[waiting])  # rounded up
+            had[waiting[np.argsort(due, kind="stable")[: done - int(had.sum())]]] += 1
+            starts.append(first + done)
+            taken.append(before + had)
     return np.array(starts, dtype=np.int64), np.array(taken)
-
-
-def _due(turns: np.ndarray, slopes: np.ndarray, bases: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """Sequences after which each source's share reaches `turns` [S]; slopes [P, S], bases [P + 1, S]."""
-    due = np.full(len(turns), NEVER)
-    for phase, slope in enumerate(slopes):
-        reached = (due == NEVER) & (bases[phase + 1] >= turns * UNIT)
-        steps = -((bases[phase] - turns * UNIT) // np.maximum(slope, 1))  # rounded up
-        due[reached] = firsts[phase] + steps[reached]
-    return due
 
 
 def token_shares(weights: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Mixtures from proxy runs, ours or anybody's: `fit_mixture(ratios, metrics, method)`. Needs numpy and scipy only."""
+"""Mixtures from proxy runs, ours or anybody's: `fit_mixture(ratios, metrics, method)`; needs no torch."""
 
 from mixing.fit.fit import METHODS, fit_mixture
 from mixing.fit.tables import ProxyTable, read_proxy_table

@@ -18,8 +18,8 @@ RESAMPLES = 2000
 def propose_leave_one_out(table: ProxyTable, objective: np.ndarray, *, seed: int, shrink: float) -> Proposal:
     """Weights from the deletions that a table of runs contains (`mixing.leave_one_out.loo_weights`).
 
-    The base is the mixture that most other rows are a deletion of. Seeds are paired where the table has a column
-    `seed`. Raises DataError when some source of the base is never deleted.
+    The base is the mixture that most other rows are a deletion of. Seeds are paired where the table has a
+    column `seed`. Raises DataError when some source of the base is never deleted.
     """
     base, deletions = find_deletions(table)
     weights, losses, rows = table.by_mixture()

@@ -55,7 +55,8 @@ def fit_mixture(
     epsilon         : "gaussian-process": smallest share that matters
     shrink          : "leave-one-out": share of uniform in the result
 
-    The order of rows and of columns does not change the result. Raises RecipeError and DataError in sentences.
+    The order of rows and of columns does not change the result. Raises RecipeError and DataError in
+    sentences.
     """
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1)
@@ -145,7 +146,8 @@ def _best_of_n(table: ProxyTable, objective: np.ndarray) -> Proposal:
     best = int(np.argmin(scores))
     runs = ", ".join(table.run_ids[row] for row in rows[best])
     note = (
-        f"Best of {len(rows)} trained mixtures ({runs}); being the least of {len(rows)} noisy numbers, its loss "
+        f"Best of {len(rows)} trained mixtures ({runs}); being the least of {len(rows)} noisy "
+        "numbers, its loss "
         f"{scores[best]:.4f} is on average too good to be true"
     )
     return Proposal(weights[best], None, (note,))
@@ -248,7 +250,8 @@ def _warnings(table: ProxyTable, method: str) -> tuple[str, ...]:
         fixed = [s for j, s in enumerate(table.sources) if np.ptp(table.weights[:, j]) < 1e-9]
         still = f"; these never vary: {', '.join(fixed)}" if fixed else ""
         notes.append(
-            f"{n} runs span {rank} of the {m - 1} directions in which {m} sources can be mixed{still}: along the others "
+            f"{n} runs span {rank} of the {m - 1} directions in which {m} sources can be "
+            f"mixed{still}: along the others "
             "the weights rest on the method's prior alone"
         )
     constant = [name for k, name in enumerate(table.metrics) if np.ptp(table.losses[:, k]) == 0]

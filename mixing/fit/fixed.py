@@ -34,9 +34,10 @@ def temperature_weights(available_tokens: Mapping[str, float], temperature: floa
 def unimax_weights(
     available_tokens: Mapping[str, float], budget_tokens: float, max_epochs: float
 ) -> dict[str, float]:
-    """UniMax (Chung et al., 2023): as near to uniform as reading no source more than `max_epochs` times allows.
+    """UniMax (Chung et al., 2023): as near to uniform as `max_epochs` passes over each source allow.
 
-    Its loop over the sources by size is water filling of the uniform mixture, so it is our projection of uniform.
+    Its loop over the sources by size is water filling of the uniform mixture, so it is our projection of
+    uniform.
     Example: sizes 10, 100, 100 with a budget of 100 and 1 epoch: .1, .45, .45.
     """
     return project(

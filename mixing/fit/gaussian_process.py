@@ -1,9 +1,9 @@
 """A Gaussian process on log shares, one for each metric.
 
-Features log(w + eps) / |log eps| make doubling a share count the same wherever it starts; on public swarms with
-interior mixtures this predicts better than log-linear laws and boosted trees at 48 runs or fewer. Kernel: constant *
-squared exponential (one length for all features) + noise; the three numbers are those of greatest marginal
-likelihood, from three lengths.
+Features log(w + eps) / |log eps| make doubling a share count the same wherever it starts; on public swarms
+with interior mixtures this predicts better than log-linear laws and boosted trees at 48 runs or fewer.
+Kernel: constant * squared exponential (one length for all features) + noise; the three numbers are those of
+greatest marginal likelihood, from three lengths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _JITTER = 1e-10
 class LogShareProcess:
     """A fitted process. Losses are standardised inside; all results are in the units of the losses.
 
-    features [n, m]; mean, scale of the losses; signal, length, noise of the kernel; alpha = (K + noise)^-1 y [n]
+    features [n, m]; mean, scale of losses; the kernel's signal, length, noise; alpha [n] = (K + noise)^-1 y
     """
 
     epsilon: float
@@ -58,7 +58,7 @@ class LogShareProcess:
         return self.scale**2 * (prior - cross @ cho_solve(self.factor, cross.T))
 
     def left_out(self) -> np.ndarray:
-        """Predicted losses [n] of each run from the others (closed form; Rasmussen and Williams, eq. 5.12)."""
+        """Losses [n] of each run predicted from the others (Rasmussen and Williams, eq. 5.12)."""
         inverse = cho_solve(self.factor, np.eye(len(self.alpha)))
         return self.mean + self.scale * (self.targets - self.alpha / np.diag(inverse))
 

@@ -1,9 +1,9 @@
 """The log-linear mixing law: L(w) = exp(a) + exp(t . w), one law for each metric.
 
-The form of data mixing laws (Ye et al., 2024) as Olmix writes it (its k_i is absorbed, since the shares sum to 1),
-with Olmix's Huber loss of .02. We differ in the starts (for several floors exp(a), t comes from a linear regression of
-log(y - exp(a)), then all is refined together; Olmix draws 300 random ones) and in a small ridge on the spread of t,
-chosen by cross-validation, which decides where the runs say nothing.
+The form of data mixing laws (Ye et al., 2024) as Olmix writes it (its k_i is absorbed, since the shares sum
+to 1), with Olmix's Huber loss of .02. We differ in the starts (for several floors exp(a), t comes from a
+linear regression of log(y - exp(a)), then all is refined together; Olmix draws 300 random ones) and in a
+small ridge on the spread of t, chosen by cross-validation, which decides where the runs say nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LogLinear:
 def fit_log_linear(
     weights: np.ndarray, losses: np.ndarray, *, start: LogLinear | None = None, ridge: float | None = None
 ) -> LogLinear:
-    """Fit one law to losses [n] > 0 of mixtures [n, m]; `start` skips the search of starts, `ridge` its choice."""
+    """Fit a law to losses [n] > 0 of mixtures [n, m]; `start` replaces the search, `ridge` its choice."""
     if ridge is None:
         ridge = choose_ridge(weights, losses)
     candidates = [start] if start is not None else _starts(weights, losses)
@@ -51,7 +51,7 @@ def fit_log_linear(
 
 
 def choose_ridge(weights: np.ndarray, losses: np.ndarray) -> float:
-    """The ridge with the least squared error in five-fold cross-validation (folds by row, so order by run id)."""
+    """The ridge with the least squared error in five-fold cross-validation; fold k has rows k, k + 5, ..."""
     n = len(losses)
     if n < 2 * FOLDS:
         return RIDGES[1]

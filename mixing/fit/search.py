@@ -53,8 +53,8 @@ class Simplex:
 def minimise(objective: Objective, simplex: Simplex, starts: Sequence[np.ndarray]) -> np.ndarray:
     """The allowed mixture of least predicted loss found by SLSQP from several starts (exact when convex).
 
-    A solver's answer counts only if it is better than its start after projection, so the result is never worse
-    than the best start.
+    A solver's answer counts only if it is better than its start after projection, so the result is never
+    worse than the best start.
     """
     best, best_value = None, np.inf
     bounds = list(zip(simplex.low, simplex.high, strict=True))

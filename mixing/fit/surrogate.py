@@ -26,7 +26,7 @@ LEVEL = 0.9
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a method proposes, in the order of the sources: weights [m], intervals [m, 2] or None, and sentences."""
+    """What a method proposes, by source: weights [m], intervals [m, 2] or None, and sentences."""
 
     weights: np.ndarray
     intervals: np.ndarray | None
@@ -36,10 +36,10 @@ class Proposal:
 def propose_log_linear(
     table: ProxyTable, objective: np.ndarray, simplex: Simplex, *, seed: int, prior_strength: float
 ) -> Proposal:
-    """Least predicted objective under log-linear laws, plus prior_strength * KL(w || uniform) as Olmix has it.
+    """Least predicted objective under log-linear laws, plus Olmix's prior_strength * KL(w || uniform).
 
-    Intervals: a residual bootstrap; laws are fitted again to resampled residuals and the optimum is found again.
-    None when there are not at least two more runs than parameters.
+    Intervals: a residual bootstrap; laws are fitted again to resampled residuals and the optimum is found
+    again. None when there are not at least two more runs than parameters.
     """
     weights, losses = table.weights, table.losses
     laws = [fit_log_linear(weights, losses[:, k]) for k in range(losses.shape[1])]
@@ -77,8 +77,8 @@ def propose_process(
 ) -> Proposal:
     """Least posterior mean under Gaussian processes on log shares.
 
-    Intervals and the probability of beating uniform come from posterior draws of the objective over many mixtures: in
-    each draw another one is best.
+    Intervals and the probability of beating uniform come from posterior draws of the objective over many
+    mixtures: in each draw another one is best.
     """
     processes = [
         fit_process(table.weights, table.losses[:, k], epsilon=epsilon) for k in range(table.losses.shape[1])
@@ -103,7 +103,8 @@ def propose_process(
         _fit_note(
             "Gaussian processes, each run predicted from the others", left_out, table.mean_loss(objective)
         ),
-        f"Probability that this mixture beats uniform under the model: {np.mean(draws[:, 0] < draws[:, 1]):.2f} "
+        "Probability that this mixture beats uniform under the model: "
+        f"{np.mean(draws[:, 0] < draws[:, 1]):.2f} "
         f"(predicted {value(best)[0]:.4f} against {value(uniform)[0]:.4f})",
     )
     return Proposal(best, _intervals(chosen, best), notes)
@@ -170,4 +171,7 @@ def _fit_note(what: str, predicted: np.ndarray, observed: np.ndarray) -> str:
         else float("nan")
     )
     shown = f", rank correlation {rank:.2f}" if np.isfinite(rank) else ""
-    return f"Fit of the objective ({what}): root mean square error {error:.4f} where runs spread by {observed.std():.4f}{shown}"
+    return (
+        f"Fit of the objective ({what}): root mean square error {error:.4f} where runs spread "
+        f"by {observed.std():.4f}{shown}"
+    )

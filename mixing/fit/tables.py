@@ -1,11 +1,13 @@
 """Proxy runs from `ratios.csv` and `metrics.csv`: ours, Olmix's or RegMix's.
 
-Rows are joined by run id and by nothing else. (Olmix filters both files to their common runs and then pairs them by
-position, so a metrics file in another order gives wrong weights without a word; see research on its `load_from_csv`.)
+Rows are joined by run id and by nothing else. (Olmix filters both files to their common runs and then pairs
+them by position, so a metrics file in another order gives wrong weights without a word.)
 
-ratios.csv  : an id column (`run_id`, else `run`, else `index`, else `name`), the shares of the sources, and any of
-              the bookkeeping columns below. Shares sum to 1 within 0.01 and are then divided by their sum.
-metrics.csv : long (`run_id, step, probe, bits_per_byte, ...`, the last step counts) or wide (one column a metric).
+ratios.csv  : an id column (`run_id`, else `run`, else `index`, else `name`), the shares of the sources, and
+              any of the bookkeeping columns below. Shares sum to 1 within 0.01 and are then divided by their
+              sum.
+metrics.csv : long (`run_id, step, probe, bits_per_byte, ...`, the last step counts) or wide (one column a
+              metric).
 Lower metrics are better.
 """
 
@@ -69,8 +71,8 @@ def read_proxy_table(
 
     sources : the source columns; None: every column that is not bookkeeping (which must then hold shares)
     select  : the metrics to use; None: all of them
-    Raises DataError on duplicate or unmatched run ids, gaps, shares that do not sum to one and columns that are
-    not numbers; RecipeError on unknown names in `sources` and `select`.
+    Raises DataError on duplicate or unmatched run ids, gaps, shares that do not sum to one and columns that
+    are not numbers; RecipeError on unknown names in `sources` and `select`.
     """
     ratio_rows, metric_rows = _read_csv(Path(ratios)), _read_csv(Path(metrics))
     identifier = _shared_id(ratio_rows, metric_rows)
@@ -159,7 +161,8 @@ def _shared_id(ratios: _Csv, metrics: _Csv) -> str:
         if column in ratios.columns and column in metrics.columns:
             return column
     raise DataError(
-        f"The two tables have no run id in common: one has the columns {', '.join(ratios.columns)}, the other "
+        "The two tables have no run id in common: one has the columns "
+        f"{', '.join(ratios.columns)}, the other "
         f"{', '.join(metrics.columns)}",
         where=f"{ratios.path}, {metrics.path}",
         remedy="Give both a column `run_id`; rows are never joined by position",
@@ -264,7 +267,9 @@ def _check_same_runs(
             raise DataError(
                 f"{len(missing)} runs are not in this table: {', '.join(missing[:3])}{more}",
                 where=str(where),
-                remedy="Both tables must hold the same runs; remove them from the other one, or add them here",
+                remedy=(
+                    "Both tables must hold the same runs; remove them from the other one, or add them here"
+                ),
             )
 
 

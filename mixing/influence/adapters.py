@@ -31,6 +31,10 @@ class LossAdapter(nn.Module):
     def forward(self, batch: RowBatch, plain: bool = False) -> Tensor:
         raise NotImplementedError
 
+    def logits(self, batch: RowBatch) -> Tensor:
+        """Logits [B, T, vocabulary]; used on one row at a time."""
+        raise NotImplementedError
+
     def matrix_names(self) -> tuple[str, ...]:
         """Names of the input embedding and the output weight; one name when they are tied."""
         raise NotImplementedError
@@ -67,6 +71,9 @@ class DecoderAdapter(LossAdapter):
         """Final hidden states [B, T, dim]. Rows are padded on the right, so the causal mask is enough."""
         return self.model(batch.input_ids)
 
+    def logits(self, batch: RowBatch) -> Tensor:
+        return self.model.logits(self.hidden(batch))
+
     def forward(self, batch: RowBatch, plain: bool = False) -> Tensor:
         hidden = self.hidden(batch).flatten(0, 1)
         labels, weight = batch.labels.flatten(), self.model.output_weight
@@ -100,12 +107,15 @@ class DecoderAdapter(LossAdapter):
 class TransformersAdapter(LossAdapter):
     """A causal model of transformers; the losses come from its own logits, whatever it does to them."""
 
-    def forward(self, batch: RowBatch, plain: bool = False) -> Tensor:
+    def logits(self, batch: RowBatch) -> Tensor:
         # Positions are given for every row: a learned position embedding then has one output per row and
         # token.
-        logits = self.model(
+        return self.model(
             input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False, return_dict=True
         ).logits
+
+    def forward(self, batch: RowBatch, plain: bool = False) -> Tensor:
+        logits = self.logits(batch)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         valid = batch.labels != IGNORED
         chosen = logits.gather(-1, batch.labels.clamp(min=0)[..., None])[..., 0]

@@ -23,6 +23,7 @@ from curation.errors import DataError, RecipeError
 from mixing.influence.adapters import LossAdapter, adapt, scoring
 from mixing.influence.datainf import DATAINF_DAMPING, datainf_directions
 from mixing.influence.documents import BatchPlan, Tokenized, check_vocabulary
+from mixing.influence.ekfac import ekfac_directions
 from mixing.influence.explicit import weighted_gradient
 from mixing.influence.scorers import Vectors, norm
 
@@ -215,11 +216,8 @@ def probe_directions(
                 where="influence.preconditioner",
                 remedy="Give `curvature`, or choose identity or adam",
             )
-        if preconditioner == "ekfac":
-            from mixing.influence.ekfac import ekfac_directions as precondition
-        else:
-            precondition = datainf_directions
-        gradients, spent = precondition(adapter, gradients, curvature, damping=damping, context=context)
+        solve = ekfac_directions if preconditioner == "ekfac" else datainf_directions
+        gradients, spent = solve(adapter, gradients, curvature, damping=damping, context=context)
     return {
         name: Direction(
             name,

@@ -18,6 +18,7 @@ from mixing.influence.adapters import adapt
 from mixing.influence.checkpoints import DEFAULT_SETTINGS, InfluenceSettings, score_with, write_benefits
 from mixing.influence.directions import Preconditioner, load_adam_moments, probe_directions
 from mixing.influence.documents import SampleDocument, spread_over_sources
+from training.tokens import text_encoder
 
 BROKEN_SHARE = 0.01  # of a file's records that may be unreadable
 
@@ -105,9 +106,11 @@ def read_samples(
             where=str(file),
             remedy="Mend or remove them",
         )
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [tokenizer.eos_token_id] if with_end and tokenizer.eos_token_id is not None else []
-    encoded = tokenizer([d.text for d in documents], add_special_tokens=False)["input_ids"]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    # As the trainer stores documents: where there is no bos, they begin with eos.
+    begin = eos if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = eos if with_end else []
+    encoded = text_encoder(tokenizer)([d.text for d in documents])
     samples = [
         SampleDocument(d.id, d.source, np.asarray([*begin, *ids, *end], np.int64))
         for d, ids in zip(documents, encoded, strict=True)

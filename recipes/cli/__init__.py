@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import typer
@@ -41,6 +42,8 @@ def main() -> None:
     """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
     from recipes.cli import curating, machine, mixing, running, training  # noqa: F401  (they add their commands)
 
+    # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:]
     flags = [argument for argument in arguments if argument in GLOBAL_FLAGS]
     rest = [argument for argument in arguments if argument not in GLOBAL_FLAGS]

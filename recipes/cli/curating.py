@@ -12,8 +12,12 @@ from recipes.cli import app
 from recipes.cli.output import JsonOption, SetOption, print_json, print_table, say
 from recipes.cli.running import OutOption, RecipeArgument, execute
 
-FilesArgument = Annotated[list[Path], typer.Argument(help="Documents: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt.")]
-OutFile = Annotated[Path, typer.Option("--out", help="File to write (.parquet or .jsonl, also .gz and .zst).")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(help="Documents: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt.")
+]
+OutFile = Annotated[
+    Path, typer.Option("--out", help="File to write (.parquet or .jsonl, also .gz and .zst).")
+]
 
 
 @app.command()
@@ -28,7 +32,9 @@ def curate(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None
     stages = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
     table = [{stage: row.get(stage, 0) for stage in ("source", *stages)} for row in rows.values()]
     headings = ("Source", "Read", "Edu.", "Reason.", "Domain", "Dedup.", "Repr.")
-    print_table("Documents left after each step", table, dict(zip(("source", *stages), headings, strict=True)))
+    print_table(
+        "Documents left after each step", table, dict(zip(("source", *stages), headings, strict=True))
+    )
 
 
 @app.command()
@@ -37,7 +43,8 @@ def dedup(
     out: OutFile,
     threshold: Annotated[float, typer.Option(help="Cosine above which the later document is dropped.")] = 0.9,
     embedder: Annotated[
-        str | None, typer.Option(help="sentence-transformers folder or id; latent semantic analysis when left out.")
+        str | None,
+        typer.Option(help="sentence-transformers folder or id; latent semantic analysis when left out."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

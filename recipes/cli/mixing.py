@@ -17,7 +17,9 @@ from recipes.cli.running import OutOption, RecipeArgument, execute
 def influence(
     model: Annotated[str, typer.Option("--model", help="A Hugging Face folder or id.")],
     samples: Annotated[Path, typer.Option("--samples", help="Documents to be scored.")],
-    probe: Annotated[list[str], typer.Option("--probe", metavar="NAME=FILE", help="A probe set; repeatable.")],
+    probe: Annotated[
+        list[str], typer.Option("--probe", metavar="NAME=FILE", help="A probe set; repeatable.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Table to write, .parquet.")],
     preconditioner: Annotated[str, typer.Option(help="identity, adam, datainf or ekfac.")] = "identity",
     context: Annotated[int, typer.Option(help="Tokens of each document that are read.")] = 1024,
@@ -34,7 +36,8 @@ def influence(
     for name in probes:
         chosen = table.filter([value == name for value in table["capability"].to_pylist()])
         rows += [
-            {"source": source, "probe": name, "benefit": value} for source, value in sorted(densities(chosen).items())
+            {"source": source, "probe": name, "benefit": value}
+            for source, value in sorted(densities(chosen).items())
         ]
     if as_json:
         print_json({"out": str(out), "documents": table.num_rows // len(probes), "benefit_per_token": rows})
@@ -48,7 +51,9 @@ def influence(
 
 
 @app.command()
-def loo(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def loo(
+    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
     """Train without each source in turn, and show what each is worth."""
     from curation.atomic import read_json
 
@@ -70,7 +75,9 @@ def loo(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, a
 
 
 @app.command()
-def compare(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def compare(
+    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
     """Train on each mixture with paired seeds, and compare on text that nothing has seen."""
     from curation.atomic import read_json
 
@@ -121,7 +128,9 @@ def fit(
         for name, weight in sorted(mixture.weights.items(), key=lambda item: -item[1])
     ]
     print_table(
-        f"Mixture by {mixture.method}", rows, {"source": "Source", "weight": "Weight", "low": "Low", "high": "High"}
+        f"Mixture by {mixture.method}",
+        rows,
+        {"source": "Source", "weight": "Weight", "low": "Low", "high": "High"},
     )
     for note in mixture.notes:
         say(f"  {note}")
@@ -130,5 +139,7 @@ def fit(
 def _pair(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
     if not equals or not name or not file:
-        raise RecipeError(f"`--probe {text}` is not of the form NAME=FILE", remedy="For example --probe code=code.jsonl")
+        raise RecipeError(
+            f"`--probe {text}` is not of the form NAME=FILE", remedy="For example --probe code=code.jsonl"
+        )
     return name, Path(file)

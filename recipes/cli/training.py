@@ -59,7 +59,13 @@ def show_data(
         }
         for row in rows
     ]
-    headings = {"index": "Seq.", "phase": "Phase", "source": "Source", "epoch": "Ep.", "documents": "Documents"}
+    headings = {
+        "index": "Seq.",
+        "phase": "Phase",
+        "source": "Source",
+        "epoch": "Ep.",
+        "documents": "Documents",
+    }
     print_table(f"Step {step}", shown, headings)
 
 
@@ -98,11 +104,15 @@ def grpo(
     data: Annotated[Path, typer.Option("--data", help='JSON lines of {"prompt", "answer"}.')],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; the model is in its `model`.")],
     reward: Annotated[str, typer.Option("--reward", help="Name of a reward in training.rewards.")] = "math",
-    held_out: Annotated[Path | None, typer.Option("--held-out", help="Prompts to measure accuracy on.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="Prompts to measure accuracy on.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 100,
     prompts_per_step: Annotated[int, typer.Option(min=1)] = 8,
     group: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 8,
-    thinking_tokens: Annotated[int | None, typer.Option(help="Budget for thinking; none when left out.")] = None,
+    thinking_tokens: Annotated[
+        int | None, typer.Option(help="Budget for thinking; none when left out.")
+    ] = None,
     answer_tokens: Annotated[int | None, typer.Option(help="Budget for the answer after it.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest completion without budgets.")] = 512,
     learning_rate: float = 5e-6,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recipes.pipeline import Stage
 from recipes.schema import Recipe
+from recipes.stages.curating import RATERS, REPRESENTATIVE
 from recipes.stages.final import GRPO, MODEL, PRETRAIN, SFT
 from recipes.stages.probing import PROBES, TEST, TOKENS
 from recipes.stages.proxies import COMPARISON, DOMAIN_MODELS, LEAVE_ONE_OUT, PROXY_RUNS
@@ -15,6 +16,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         DOCUMENTS,
         TOKENIZER,
+        RATERS,
+        REPRESENTATIVE,
         PROBES,
         TEST,
         TOKENS,

@@ -129,7 +129,9 @@ def _sft(run: Run) -> Spent:
     with one_thread():
         result = sft(run.path("training", "pretrain", "model"), data, folder, chosen)
     tokens = result.steps * settings.sequence_tokens * settings.batch_sequences
-    return Spent(flops=model_config(run.recipe).flops_per_token(settings.sequence_tokens) * tokens, tokens=tokens)
+    return Spent(
+        flops=model_config(run.recipe).flops_per_token(settings.sequence_tokens) * tokens, tokens=tokens
+    )
 
 
 def _grpo(run: Run) -> Spent:
@@ -180,7 +182,8 @@ def _model(run: Run) -> Spent:
         with replacing(run.path("model", file.name)) as temporary:
             shutil.copyfile(file, temporary)
     write_json(
-        run.path("model", "check.json"), {"largest_logit_difference": difference, "tolerance": LOGITS_TOLERANCE}
+        run.path("model", "check.json"),
+        {"largest_logit_difference": difference, "tolerance": LOGITS_TOLERANCE},
     )
     return Spent()
 
@@ -225,10 +228,14 @@ PRETRAIN = Stage(
     name="pretrain",
     folder="training/pretrain",
     needs=("recommendation", "mixtures", "tokens", "tokenizer"),
-    settings=lambda recipe: [recipe.final.model_dump(), recipe.model.model_dump(), recipe.tokenizer.vocabulary],
+    settings=lambda recipe: [
+        recipe.final.model_dump(),
+        recipe.model.model_dump(),
+        recipe.tokenizer.vocabulary,
+    ],
     outputs=("model/*.safetensors", "model/*.json"),
     work=_pretrain,
-    about="train the final model in phases with different mixtures",
+    about="train the final model in phases",
     estimate=_final_estimate,
     fixed_seconds=5,
 )
@@ -268,7 +275,6 @@ MODEL = Stage(
     settings=lambda recipe: [recipe.post_training.sft is not None, recipe.post_training.grpo is not None],
     outputs=("*.safetensors", "*.json"),
     work=_model,
-    about="leave a folder that transformers loads, checked for equal logits",
+    about="check the folder against transformers",
     fixed_seconds=5,
 )
-

@@ -9,7 +9,7 @@ from curation.atomic import write_json
 from curation.decontaminate import overlaps
 from curation.documents import Document, read_documents
 from curation.errors import DataError
-from mixing.workers import Advance, Job, run_jobs
+from curation.workers import Advance, Job, run_jobs
 from probes.capability import build_probes, read_probes, without_held_out, write_probes
 from recipes.pipeline import Run, Spent, Stage
 from recipes.stages.text import test_documents, training_documents
@@ -31,7 +31,9 @@ def _by_capability(run: Run, documents: dict[str, list[Document]]) -> dict[str, 
 
 def _first(documents: list[Document], count: int, seed: int) -> list[Document]:
     """`count` documents in the order of a seeded hash."""
-    return sorted(documents, key=lambda d: hashlib.sha256(f"held out\0{seed}\0{d.id}".encode()).digest())[:count]
+    return sorted(documents, key=lambda d: hashlib.sha256(f"held out\0{seed}\0{d.id}".encode()).digest())[
+        :count
+    ]
 
 
 def _probes(run: Run) -> Spent:
@@ -109,10 +111,15 @@ PROBES = Stage(
     name="probes",
     folder="probes",
     needs=("representative",),
-    settings=lambda recipe: [recipe.probes.share, recipe.probes.maximum_documents, recipe.capabilities_of, recipe.seed],
+    settings=lambda recipe: [
+        recipe.probes.share,
+        recipe.probes.maximum_documents,
+        recipe.capabilities_of,
+        recipe.seed,
+    ],
     outputs=("*.parquet",),
     work=_probes,
-    about="hold out a part of the representative sets, by capability",
+    about="hold out a part of the representative sets",
     fixed_seconds=1,
 )
 
@@ -128,7 +135,7 @@ TEST = Stage(
     ],
     outputs=("*.parquet",),
     work=_test,
-    about="text for the final comparison, from files that nothing else reads",
+    about="set text aside for the final comparison",
     fixed_seconds=1,
 )
 
@@ -136,9 +143,13 @@ TOKENS = Stage(
     name="tokens",
     folder="tokens",
     needs=("documents", "tokenizer", "probes", "test"),
-    settings=lambda recipe: [recipe.probes.test_share, recipe.seed, [source.name for source in recipe.sources]],
+    settings=lambda recipe: [
+        recipe.probes.test_share,
+        recipe.seed,
+        [source.name for source in recipe.sources],
+    ],
     outputs=("*/tokens.bin", "counts.json"),
     work=_tokens,
-    about="tokenize what may be trained on: nothing held out, nothing that repeats it",
+    about="tokenize what is not held out",
     fixed_seconds=8,
 )

@@ -93,7 +93,9 @@ def _proxy_runs(run: Run) -> Spent:
         run.recipe.leave_one_out.seeds,
         reading=run.recipe.leave_one_out.reading,
     )
-    checkpoints = run.recipe.influence.checkpoints if "uniform_proxy" in run.recipe.influence.references else 0
+    checkpoints = (
+        run.recipe.influence.checkpoints if "uniform_proxy" in run.recipe.influence.references else 0
+    )
     first = run.recipe.leave_one_out.seeds[0]
     # Influence asks the checkpoints of one run on the uniform mixture; the others keep none.
     plan.runs[None, first] = baseline = replace(plan.runs[None, first], keep="all")
@@ -112,7 +114,10 @@ def _proxy_runs(run: Run) -> Spent:
 def _leave_one_out(run: Run) -> Spent:
     settings = run.recipe.leave_one_out
     plan = plan_leave_one_out(
-        [source.name for source in run.recipe.sources], uniform_weights(run), settings.seeds, reading=settings.reading
+        [source.name for source in run.recipe.sources],
+        uniform_weights(run),
+        settings.seeds,
+        reading=settings.reading,
     )
     result = analyse_leave_one_out(
         plan, run.path("proxy_runs"), resamples=run.recipe.probes.resamples, seed=run.recipe.seed
@@ -131,13 +136,15 @@ def _domain_models(run: Run) -> Spent:
     settings = proxy_settings(run, checkpoints=run.recipe.influence.checkpoints)
     runs = [domain_run(run, capability) for capability in run.recipe.capabilities]
     return spent_by(
-        run_proxies(runs, settings, run.path("domain_models"), workers=run.workers, description="domain models")
+        run_proxies(
+            runs, settings, run.path("domain_models"), workers=run.workers, description="domain models"
+        )
     )
 
 
 def _comparison(run: Run) -> Spent:
     settings = run.recipe.comparison
-    mixtures = {
+    mixtures: dict[str, dict[str, float]] = {
         name: read_mixture(run.path("mixtures", name, "mixture.json")).weights for name in settings.mixtures
     }
     runs = plan_comparison(mixtures, settings.seeds)
@@ -148,10 +155,13 @@ def _comparison(run: Run) -> Spent:
     )
     scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {"test": {}, "probes": {}}
     for (name, seed), proxy in runs.items():
-        tables = read_evaluation(folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1])
+        tables = read_evaluation(
+            folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1]
+        )
         for kind, prefix in (("test", "test-"), ("probes", "")):
             scores[kind].setdefault(name, {})[seed] = {
-                capability: bits_per_byte(tables[prefix + capability]) for capability in run.recipe.capabilities
+                capability: bits_per_byte(tables[prefix + capability])
+                for capability in run.recipe.capabilities
             }
     write_json(folder / "comparison.json", compare(scores["test"], mixtures=mixtures))
     write_json(folder / "on_probes.json", compare(scores["probes"], mixtures=mixtures))
@@ -170,7 +180,7 @@ PROXY_RUNS = Stage(
     ],
     outputs=("ratios.csv", "metrics.csv", "baseline.json", "*/evaluations/*.parquet"),
     work=_proxy_runs,
-    about="train on the uniform mixture, and without each source in turn",
+    about="train with all sources, and without each",
     estimate=lambda recipe: _estimate(recipe, (len(recipe.sources) + 1) * len(recipe.leave_one_out.seeds)),
     parallel=True,
     fixed_seconds=8,
@@ -183,7 +193,7 @@ LEAVE_ONE_OUT = Stage(
     settings=lambda recipe: [recipe.leave_one_out.model_dump(), recipe.probes.resamples, recipe.seed],
     outputs=("leave_one_out.json",),
     work=_leave_one_out,
-    about="what each source is worth to each capability, with intervals",
+    about="what each source is worth",
     fixed_seconds=2,
 )
 
@@ -191,10 +201,14 @@ DOMAIN_MODELS = Stage(
     name="domain_models",
     folder="domain_models",
     needs=("tokens", "probes"),
-    settings=lambda recipe: [_data_settings(recipe), recipe.influence.checkpoints, recipe.leave_one_out.seeds[0]],
+    settings=lambda recipe: [
+        _data_settings(recipe),
+        recipe.influence.checkpoints,
+        recipe.leave_one_out.seeds[0],
+    ],
     outputs=("ratios.csv", "metrics.csv", "*/train/checkpoints/*/model.safetensors"),
     work=_domain_models,
-    about="train a model on each capability's sources, keeping checkpoints",
+    about="train a model for each capability",
     estimate=lambda recipe: _estimate(recipe, len(recipe.capabilities)),
     parallel=True,
     fixed_seconds=6,
@@ -207,7 +221,7 @@ COMPARISON = Stage(
     settings=lambda recipe: [_data_settings(recipe), recipe.comparison.model_dump()],
     outputs=("comparison.json", "on_probes.json"),
     work=_comparison,
-    about="train on each mixture with paired seeds, and compare on text that nothing has seen",
+    about="train on each mixture, paired seeds, unseen text",
     estimate=lambda recipe: _estimate(recipe, len(recipe.comparison.mixtures) * len(recipe.comparison.seeds)),
     parallel=True,
     fixed_seconds=8,

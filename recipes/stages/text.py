@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curation.atomic import replacing, write_json
 from curation.documents import Document, read_documents
+from curation.local import local_files
 from curation.sources import SourceSpec, read_source
 from curation.splits import split_of
-from mixing.workers import Advance, Job, run_jobs
+from curation.workers import Advance, Job, run_jobs
 from recipes.curation_settings import SourceSettings
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
@@ -56,9 +56,12 @@ def test_documents(run: Run, source: str) -> list[Document]:
 def _documents_settings(recipe: Recipe) -> Any:
     """Settings of the sources; local files count with their sizes and times, so that a changed file is read again."""
     files = {
-        source.name: [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _local_files(source)]
+        source.name: [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for _, file in local_files(source.path).files
+        ]
         for source in recipe.sources
-        if source.kind == "local"
+        if source.path is not None
     }
     return {
         "sources": [source.model_dump(mode="json") for source in recipe.sources],
@@ -67,13 +70,6 @@ def _documents_settings(recipe: Recipe) -> Any:
         "seed": recipe.seed,
         "files": files,
     }
-
-
-def _local_files(source: SourceSettings) -> list[Path]:
-    path = Path(source.path or "")
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
-    return [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
 
 
 def _read_one(argument: tuple[SourceSpec, Path, int, int, float], advance: Advance) -> int:
@@ -120,7 +116,8 @@ def _train_tokenizer(run: Run) -> Spent:
 
 def _first_bytes(documents: list[Document], budget: int) -> list[str]:
     """Texts of the first documents by id, as many as fit into `budget` bytes."""
-    chosen, size = [], 0
+    chosen: list[str] = []
+    size = 0
     for document in sorted(documents, key=lambda document: document.id):
         size += len(document.text.encode("utf-8"))
         if chosen and size > budget:
@@ -136,7 +133,7 @@ DOCUMENTS = Stage(
     settings=_documents_settings,
     outputs=("*/part-*.parquet", "*/read.json"),
     work=_documents,
-    about="read the sources, cut long documents into pieces, drop exact copies",
+    about="read the sources, cut them into pieces",
     fixed_seconds=12,
 )
 
@@ -147,6 +144,6 @@ TOKENIZER = Stage(
     settings=lambda recipe: [recipe.tokenizer.model_dump(mode="json"), recipe.probes.test_share, recipe.seed],
     outputs=("model/*.json",),
     work=_train_tokenizer,
-    about="learn a tokenizer from the same number of bytes of every source",
+    about="learn from equal parts of every source",
     fixed_seconds=8,
 )

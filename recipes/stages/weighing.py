@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from curation.atomic import hash_file, read_json, write_json, write_text
-from mixing.influence import CheckpointJob, InfluenceSettings, choose_samples, influence_at_checkpoints, read_benefits
+from mixing.influence import (
+    CheckpointJob,
+    InfluenceSettings,
+    choose_samples,
+    influence_at_checkpoints,
+    read_benefits,
+)
 from mixing.influence.summary import summarise
 from mixing.leave_one_out import loo_weights
 from mixing.mixture import Mixture, make_mixture, write_mixture
@@ -38,20 +43,24 @@ def influence_jobs(run: Run) -> dict[str, list[CheckpointJob]]:
     jobs: dict[str, list[CheckpointJob]] = {}
     if "domain_models" in recipe.influence.references:
         jobs["domain"] = [
-            CheckpointJob(_checkpoint(run, "domain_models", domain_run(run, c).run_id, step), "domain", step, (c,))
+            CheckpointJob(
+                _checkpoint(run, "domain_models", domain_run(run, c).run_id, step), "domain", step, (c,)
+            )
             for c in recipe.capabilities
             for step in steps
         ]
     if "uniform_proxy" in recipe.influence.references:
         baseline = read_json(run.path("proxy_runs", "baseline.json"))["run_id"]
         jobs["uniform"] = [
-            CheckpointJob(_checkpoint(run, "proxy_runs", baseline, step), "uniform", step, recipe.capabilities)
+            CheckpointJob(
+                _checkpoint(run, "proxy_runs", baseline, step), "uniform", step, recipe.capabilities
+            )
             for step in steps
         ]
     return jobs
 
 
-def _checkpoint(run: Run, stage: str, run_id: str, step: int):  # type: ignore[no-untyped-def]
+def _checkpoint(run: Run, stage: str, run_id: str, step: int) -> Path:
     return run.path(stage, run_id, "train", "checkpoints", f"step-{step}")
 
 
@@ -68,7 +77,9 @@ def _probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
 
 def _influence(run: Run) -> Spent:
     recipe, folder = run.recipe, run.path("influence")
-    settings = InfluenceSettings(preconditioner=recipe.influence.preconditioner, context=recipe.influence.context)
+    settings = InfluenceSettings(
+        preconditioner=recipe.influence.preconditioner, context=recipe.influence.context
+    )
     samples = choose_samples(
         [TokenSource.open(path) for path in token_folders(run).values()],
         recipe.influence.documents_per_source,
@@ -152,7 +163,9 @@ def _recommendation(run: Run) -> Spent:
     The choice is made on the probes, so that the test set of `comparison.json` stays unseen by any choice.
     """
     rows = read_json(run.path("comparison", "on_probes.json"))["differences"]
-    means = {row["mixture"]: row["difference"] for row in rows if row["capability"] == "mean"} | {"uniform": 0.0}
+    means = {row["mixture"]: row["difference"] for row in rows if row["capability"] == "mean"} | {
+        "uniform": 0.0
+    }
     best = min(means, key=lambda name: (means[name], name))
     text = run.path("mixtures", best, "mixture.json").read_text(encoding="utf-8")
     write_text(run.path("recommendation", "mixture.json"), text)
@@ -184,8 +197,10 @@ INFLUENCE = Stage(
     settings=lambda recipe: [recipe.influence.model_dump(), recipe.probes.resamples, recipe.seed],
     outputs=("*.parquet", "summary.json"),
     work=_influence,
-    about="how much each document lowers the loss on each probe, at every checkpoint",
-    estimate=lambda recipe: _influence_cost(recipe, recipe.influence.documents_per_source * len(recipe.sources)),
+    about="what each document does for each probe",
+    estimate=lambda recipe: _influence_cost(
+        recipe, recipe.influence.documents_per_source * len(recipe.sources)
+    ),
     parallel=True,
     fixed_seconds=8,
 )
@@ -194,10 +209,15 @@ MIXTURES = Stage(
     name="mixtures",
     folder="mixtures",
     needs=("influence", "leave_one_out", "tokens"),
-    settings=lambda recipe: [recipe.leave_one_out.shrink, recipe.proxy.tokens, recipe.proxy.max_epochs, recipe.seed],
+    settings=lambda recipe: [
+        recipe.leave_one_out.shrink,
+        recipe.proxy.tokens,
+        recipe.proxy.max_epochs,
+        recipe.seed,
+    ],
     outputs=("*/mixture.json",),
     work=_mixtures,
-    about="weights of each method within the limits on tokens and epochs",
+    about="weights within the limits on epochs",
     fixed_seconds=1,
 )
 
@@ -208,6 +228,6 @@ RECOMMENDATION = Stage(
     settings=lambda recipe: None,
     outputs=("mixture.json", "recommendation.json"),
     work=_recommendation,
-    about="choose the mixture of the final model, on the probes",
+    about="choose a mixture, on the probes",
     fixed_seconds=1,
 )

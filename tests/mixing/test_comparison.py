@@ -67,7 +67,8 @@ def test_a_null_world_is_not_separable_at_the_stated_rate() -> None:
         rows = [r for r in compare(scores)["differences"] if r["capability"] == "mean"]
         claims += any(row["verdict"] != "not separable" for row in rows)
         better += any(row["verdict"] == "better" for row in rows)
-    # Holm over three mixtures holds any false claim to 10 %, so "better" to about 5 % (3 sd of 400 trials added).
+    # Holm over three mixtures holds any false claim to 10 %, so "better" to about 5 % (3 sd of 400 trials
+    # added).
     assert claims / 400 <= 0.10 + 0.045
     assert better / 400 <= 0.05 + 0.033
     assert claims > 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from curation.atomic import write_json
 from curation.errors import DataError, RecipeError
@@ -21,8 +22,9 @@ from mixing.influence import (
     score,
 )
 from mixing.influence.datainf import datainf_directions
+from mixing.influence.ekfac import ekfac_directions
 from mixing.influence.scorers import norm
-from tests.mixing.test_influence_engines import decoder, documents, llama
+from tests.mixing.test_influence_engines import decoder, documents, gpt2, llama
 
 
 def loss_of(model, docs) -> torch.Tensor:
@@ -215,3 +217,78 @@ def test_bad_probes() -> None:
         probe_directions(decoder(), {"p": documents(2)}, "newton")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="needs training documents"):
         probe_directions(decoder(), {"p": documents(2)}, "datainf")
+
+
+def test_ekfac_equals_the_formula_by_loops_and_a_dense_inverse() -> None:
+    model = decoder(tied=False).double()
+    probe, curvature = documents(3, 1), documents(4, 2)
+    name = "layers.0.self_attn.k_proj.weight"
+    chosen = [name, "embed_tokens.weight", "lm_head.weight", "norm.weight"]
+    v = probe_gradient(model, probe, parameters=lambda n: n in chosen)[0]
+    found, _ = ekfac_directions(adapt(model), {"p": v}, curvature, seed=5)
+    assert set(found["p"]) == set(chosen)
+
+    inputs, slopes, heads, outs, tokens, embedded = [], [], [], [], [], []
+    gains = torch.zeros(32, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    # Rows are visited from the shortest on.
+    for doc in sorted(curvature, key=lambda d: len(d.ids)):
+        ids = torch.as_tensor(doc.ids)[None]
+        kept: dict = {}
+
+        def keep(layer, args, output, kept=kept) -> None:
+            kept[type(layer)] = (args[0], output)
+
+        watched = [model.layers[0].self_attn.k_proj, model.embed_tokens]
+        hooks = [layer.register_forward_hook(keep) for layer in watched]
+        hidden = model(ids[:, :-1])
+        logits = model.logits(hidden)
+        labels = torch.multinomial(logits.detach()[0].float().softmax(-1), 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits[0], labels, reduction="sum")
+        wanted = [kept[nn.Linear][1], kept[nn.Embedding][1], logits, model.norm.weight]
+        y, e, z, gain = torch.autograd.grad(loss, wanted)
+        for hook in hooks:
+            hook.remove()
+        inputs += list(kept[nn.Linear][0][0].detach())
+        slopes, embedded, outs = slopes + list(y[0]), embedded + list(e[0]), outs + list(z[0])
+        heads, tokens = heads + list(hidden[0].detach()), tokens + ids[0, :-1].tolist()
+        gains += gain.square()
+    count = len(inputs)
+
+    def basis(rows: list[torch.Tensor]) -> torch.Tensor:
+        return torch.linalg.eigh(sum(torch.outer(r, r) for r in rows))[1]
+
+    q_a, q_s = basis(inputs), basis(slopes)
+    moments = sum(
+        torch.outer((q_s.T @ s) ** 2, (q_a.T @ a) ** 2) for s, a in zip(slopes, inputs, strict=True)
+    )
+    damped = moments / count + 0.1 * moments.mean() / count
+    dense = torch.kron(q_s, q_a) @ torch.diag(damped.flatten()) @ torch.kron(q_s, q_a).T
+    expected = torch.linalg.solve(dense, v[name].flatten()).view_as(v[name])
+    torch.testing.assert_close(found["p"][name], expected, rtol=1e-6, atol=1e-9)
+
+    one_hot = torch.eye(61, dtype=torch.float64)[tokens]
+    for parameter, rows, basis_of in (
+        ("lm_head.weight", zip(outs, heads, strict=True), heads),
+        ("embed_tokens.weight", zip(one_hot, embedded, strict=True), embedded),
+    ):
+        q = basis(basis_of)
+        moments = sum(torch.outer(left**2, (q.T @ right) ** 2) for left, right in rows) / count
+        expected = (v[parameter] @ q / (moments + 0.1 * moments.mean())) @ q.T
+        torch.testing.assert_close(found["p"][parameter], expected, rtol=1e-6, atol=1e-9)
+    diagonal = gains / count
+    expected = v["norm.weight"] / (diagonal + 0.1 * diagonal.mean())
+    torch.testing.assert_close(found["p"]["norm.weight"], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: decoder(), lambda: llama(False), gpt2], ids=["tied", "llama", "gpt2"]
+)
+def test_ekfac_covers_every_parameter_of_any_model(make) -> None:
+    model, curvature = make(), documents(5, 2)
+    found = probe_directions(model, {"p": documents(3, 1)}, "ekfac", curvature=curvature)["p"]
+    assert set(found.vectors) == {n for n, _ in model.named_parameters()}
+    assert np.isfinite(found.norm)
+    # The inverse is positive definite: every part stays within a right angle of its gradient.
+    gradient = probe_gradient(model, documents(3, 1))[0]
+    assert all((gradient[n] * found.vectors[n]).sum() > 0 for n in gradient)

@@ -149,7 +149,9 @@ def test_finite_differences_are_close(name: str, engine: str) -> None:
     pilot = result.record["pilot"]
     assert pilot["documents"] == 32 and pilot["pearson"] > 0.9999 and pilot["within_source"] > 0.999
     in_double = score(model, docs, direction, engine="finite_difference").benefit
-    assert np.abs(in_double - expected).max() < 1e-4 * np.abs(expected).max()
+    # transformers' Llama keeps float32 inside, and its rounding is divided by the step of float64.
+    tolerance = 1e-3 if "llama" in name else 1e-6
+    assert np.abs(in_double - expected).max() < tolerance * np.abs(expected).max()
 
 
 def test_values_do_not_depend_on_batch_padding_or_order() -> None:

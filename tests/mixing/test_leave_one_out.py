@@ -25,7 +25,8 @@ BITS = 100 * math.log(2)  # nats of one document of 100 bytes at one bit per byt
 
 
 def _world(folder, *, seeds, effects, seed_noise=0.0, document_noise=0.0, reading="replaced", rng=None):
-    """Made-up runs: removing source j raises the probe by effects[j] bits per byte (at the last of two steps)."""
+    """Made-up runs: removing source j raises the probe by effects[j] bits per byte (at the last of two
+    steps)."""
     rng = rng or np.random.default_rng(0)
     plan = plan_leave_one_out(effects, None, seeds, reading=reading)
     hard = {f"d{i}": rng.gamma(9, BITS / 9) for i in range(40)}

@@ -38,7 +38,7 @@ def test_a_hand_written_mixture_is_read(tmp_path) -> None:
     mixture = read_mixture(tmp_path / "m.json")
     assert mixture.weights == {"a": 0.25, "b": 0.75}
     mixture.check_sources(["a", "b", "c"])
-    with pytest.raises(RecipeError, match="'b'.*Did you mean 'bb'"):
+    with pytest.raises(RecipeError, match=r"'b'.*Did you mean 'bb'"):
         mixture.check_sources(["a", "bb"])
 
 
@@ -64,5 +64,11 @@ def test_what_is_not_a_mixture_is_refused(tmp_path, content: str, error: type, m
 def test_a_missing_file_and_a_limit_without_a_budget(tmp_path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_mixture(tmp_path / "none.json")
-    with pytest.raises(RecipeError, match="needs a budget"):
+    with pytest.raises(RecipeError, match="needs a budget in tokens"):
         make_mixture({"a": 1}, method="given", available_tokens={"a": 1}, max_epochs=1)
+    with pytest.raises(RecipeError, match="tokens that each source has"):
+        make_mixture({"a": 1}, method="given", budget_tokens=10, max_epochs=1)
+    with pytest.raises(RecipeError, match="'a' has weight 1 but no tokens"):
+        make_mixture({"a": 1}, method="given", available_tokens={"a": 0}, budget_tokens=10)
+    with pytest.raises(RecipeError, match=r"'b' is -0\.5"):
+        make_mixture({"a": 1.5, "b": -0.5}, method="given")

@@ -119,9 +119,12 @@ def test_infeasible_requests_say_how_many_tokens_are_missing_and_where() -> None
         project({"wiki": 1, "code": 1}, available_tokens=have, budget_tokens=1000, max_epochs=4)
     with pytest.raises(RecipeError, match=r"'code' asks for 300 tokens.*gives 200.*100 tokens are missing"):
         project(
-            {"wiki": 1, "code": 1}, available_tokens={"wiki": 900, "code": 50}, budget_tokens=1000, max_epochs=4,
+            {"wiki": 1, "code": 1},
+            available_tokens={"wiki": 900, "code": 50},
+            budget_tokens=1000,
+            max_epochs=4,
             fixed={"code": 0.3},
-        )  # fmt: skip
+        )
     with pytest.raises(RecipeError, match=r"sum to 1\.2.*200 tokens more"):
         project({"wiki": 1, "code": 1}, **FREE, minimum={"wiki": 0.6, "code": 0.6})
     with pytest.raises(RecipeError, match="Did you mean 'wiki'"):

@@ -1,4 +1,5 @@
-"""Proxy runs: each once, the same numbers for any number of workers, killed ones continue, tables joined by id."""
+"""Proxy runs: each once, the same numbers for any number of workers, killed ones continue, tables joined by
+id."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ def test_a_killed_study_ends_with_the_same_bytes(study, tmp_path) -> None:
     folder, settings, _ = study
     script = (
         "import pickle, sys\nfrom mixing.runs import run_proxies\n"
-        "runs, settings, out = pickle.loads(bytes.fromhex(sys.argv[1]))\nrun_proxies(runs, settings, out, workers=1)\n"
+        "runs, settings, out = pickle.loads(bytes.fromhex(sys.argv[1]))\nrun_proxies(runs, "
+        "settings, out, workers=1)\n"
     )
     slow = replace(settings, train=replace(settings.train, resume_every=1))
     parcel = pickle.dumps((RUNS, slow, tmp_path / "killed")).hex()

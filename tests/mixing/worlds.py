@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from curation.atomic import write_json
 from curation.documents import Document, document_id
-from mixing.runs import EVALUATION_SCHEMA, ProxyRun, ProxySettings
+from mixing.evaluations import EVALUATION_SCHEMA
+from mixing.runs import ProxyRun, ProxySettings
 from probes.capability import build_probes, without_held_out, write_probes
 from training.loop import TrainSettings
 from training.model import ModelConfig

@@ -65,7 +65,7 @@ def test_bootstrap_covers_at_its_level() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(DataError, match="1 are in one only|2 are in one only"):
+    with pytest.raises(DataError, match="2 are in one only"):
         paired_difference(_table("ab", [1, 1], [1.0, 1.0]), _table("ac", [1, 1], [1.0, 1.0]))
     with pytest.raises(DataError, match="bytes in one table"):
         paired_difference(_table("ab", [1, 1], [1.0, 1.0]), _table("ab", [1, 2], [1.0, 1.0]))

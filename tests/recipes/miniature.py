@@ -25,7 +25,13 @@ SMALLER: dict[str, Any] = {
 }
 SMALLER_INSIDE: dict[str, dict[str, Any]] = {
     "curation": {"representative_documents": 12},
-    "proxy": {"tokens": 4096, "sequence_tokens": 64, "batch_sequences": 8, "evaluations": 2, "resume_every": 3},
+    "proxy": {
+        "tokens": 4096,
+        "sequence_tokens": 64,
+        "batch_sequences": 8,
+        "evaluations": 2,
+        "resume_every": 3,
+    },
     "influence": {"checkpoints": 2, "documents_per_source": 4, "probe_documents": 4, "context": 64},
     "final": {"tokens": 8192, "sequence_tokens": 64, "batch_sequences": 8, "resume_every": 3},
 }
@@ -43,9 +49,15 @@ def miniature_recipe(folder: Path) -> Path:
     curation["piece_bytes"] = 800
     curation["deduplication"]["dimensions"] = 16
     curation["judge"]["context"] = 64
-    curation["raters"] |= {"examples": 48, "context": 64, "dim": 32, "layers": 1, "steps": 6, "batch": 8}
+    curation["raters"] |= {"examples": 48, "context": 64, "dim": 32, "layers": 1, "epochs": 1, "batch": 8}
     recipe["post_training"] = {
-        "sft": {"data": "generated", "examples": 32, "epochs": 1, "sequence_tokens": 128, "batch_sequences": 8},
+        "sft": {
+            "data": "generated",
+            "examples": 32,
+            "epochs": 1,
+            "sequence_tokens": 128,
+            "batch_sequences": 8,
+        },
         "grpo": {
             "data": "generated",
             "steps": 2,

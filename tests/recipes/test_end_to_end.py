@@ -107,7 +107,9 @@ def test_the_model_loads_in_transformers_with_equal_logits(finished: Path) -> No
 
     theirs = AutoModelForCausalLM.from_pretrained(finished / "model", dtype=torch.float32).eval()
     ours = load_huggingface(finished / "model").eval()
-    tokens = AutoTokenizer.from_pretrained(finished / "model")("What is 3 + 4?", return_tensors="pt")["input_ids"]
+    tokens = AutoTokenizer.from_pretrained(finished / "model")("What is 3 + 4?", return_tensors="pt")[
+        "input_ids"
+    ]
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
 

@@ -28,10 +28,10 @@ CHATS = [
     [{"role": "assistant", "content": "I begin"}, {"role": "user", "content": "é 漢字"}],
 ]  # fmt: skip
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eos|>"
-    "{% endgeneration %}{% else %}{{ m.content }}<|eos|>{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endgeneration %}{% else %}{{ m.content }}<|eos|>{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # The header opens a thought, which the rendered turn shows only if the content has one.
 OPENS_THOUGHT = (

@@ -26,7 +26,8 @@ from training.grpo_run import GrpoRun
 from training.grpo_step import add_gradient, completion_logprobs, judge, step_weights
 from training.huggingface import load_huggingface
 from training.model import Decoder
-from training.prompts import accuracy, question_at, read_questions, wilson_interval
+from training.prompts import accuracy, question_at, read_questions, score_rollouts, wilson_interval
+from training.rewards import named_reward
 from training.rollout import Ending, Prompt, Rollout, RolloutSettings, roll_out
 from training.rollout_records import read_rollouts
 from training.run_log import read_rows
@@ -77,12 +78,12 @@ def test_it_learns_to_say_a_digit(files, tmp_path):
     assert found.right == result.after["right"] and found.low <= found.value <= found.high
 
 
-def a_step(objective, limit=9):
+def a_step(objective, limit=9, temperature=1.0):
     """Twelve rollouts of three prompts with budgets, some truncated, and their verdicts."""
     model = Decoder(tiny_config()).init_weights(3).double()
     with torch.no_grad():
         model.embed_tokens.weight.mul_(6)
-    settings = RolloutSettings(thinking_tokens=3, answer_tokens=4)
+    settings = RolloutSettings(thinking_tokens=3, answer_tokens=4, temperature=temperature)
     ending = Ending(frozenset({1, 9, 10}), closing=(5, 6))
     prompts = [Prompt(at, tuple(range(7, 9 + 2 * at))) for at in range(3)]
     rollouts = roll_out(model, prompts, settings, ending, replicas=4, seed=2)
@@ -144,14 +145,24 @@ def test_loss_and_gradient_do_not_depend_on_micro_batches_or_order(normalisation
 
 
 def test_forced_and_filtered_tokens_carry_no_gradient():
-    objective = ObjectiveSettings()
-    model, rollouts, judged, weights = a_step(objective)
+    model, rollouts, judged, weights = a_step(ObjectiveSettings(), temperature=0.7)
     assert (weights.view(3, 4)[judged.truncated] == 0).all() and (weights.view(3, 4)[0] == 0).all()
     for rollout in rollouts:
-        logprobs, _, mask = completion_logprobs(model, [rollout], 1.0)
+        logprobs, _, mask = completion_logprobs(model, [rollout], 0.7)
         assert mask[0].tolist() == [not flag for flag in rollout.forced]
         torch.testing.assert_close(logprobs[0], torch.tensor(rollout.logprobs).double(), atol=1e-5, rtol=0)
-        assert completion_logprobs(model, [rollout], 1.0, forced_too=True)[2].all()
+        assert completion_logprobs(model, [rollout], 0.7, forced_too=True)[2].all()
+
+
+def test_what_a_reward_reads():
+    """The text with its special tokens and without the end token, unless that was cut or forced."""
+    ending = Ending(frozenset({1}))
+    ids = (5, 8, 6, 9, 1)
+    ended = Rollout(0, 0, (0,), ids, (0.0,) * 5, (False,) * 5, False, "end", 3)
+    cut = Rollout(0, 1, (0,), ids[:4], (0.0,) * 4, (False,) * 4, True, "length", 3)
+    seen = score_rollouts([ended, cut], ["2", "3"], named_reward("exact"), tiny_tokenizer(), ending)
+    assert [text for text, _ in seen] == ["<think> 1 </think> 2"] * 2
+    assert [scored.correct for _, scored in seen] == [True, False]
 
 
 def test_verdicts():

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from curation.errors import DataError, MachineError, RecipeError
-from training import loop
+from training import checkpoint, loop
 from training.checkpoint import list_checkpoints, read_state
+from training.huggingface import save_huggingface
 from training.loop import TrainSettings, accumulate_gradients, load_checkpoint_model, train
 from training.model import Decoder, ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
@@ -322,6 +324,18 @@ def test_a_broken_checkpoint_is_a_sentence(undisturbed, tmp_path):
         load_checkpoint_model(tmp_path / "nothing")
 
 
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(MachineError, match="No space left"):
+            train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
+    train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
+    assert_same_run(tmp_path / "out", undisturbed)
+
+
 def test_a_run_can_start_from_anothers_weights(undisturbed, tmp_path):
     start = undisturbed / "checkpoints/step-12"
     settings = replace(
@@ -330,6 +344,11 @@ def test_a_run_can_start_from_anothers_weights(undisturbed, tmp_path):
     train(CONFIG, make_order(), settings, tmp_path / "out", init_from=start)
     begun = load_checkpoint_model(tmp_path / "out/checkpoints/step-0")
     assert torch.equal(begun.output_weight, load_checkpoint_model(start).output_weight)
+    save_huggingface(load_checkpoint_model(start), tmp_path / "hf")
+    train(CONFIG, make_order(), settings, tmp_path / "from hf", init_from=tmp_path / "hf")
+    for name in ("step-0", "step-2"):
+        weights = f"checkpoints/{name}/model.safetensors"
+        assert digest(tmp_path / "from hf" / weights) == digest(tmp_path / "out" / weights)
     with pytest.raises(RecipeError, match="start has changed"):
         train(CONFIG, make_order(), settings, tmp_path / "out")
     with pytest.raises(RecipeError, match="another shape"):

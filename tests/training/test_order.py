@@ -1,6 +1,7 @@
 """The data order: exact shares, every token once per epoch, and nothing that depends on how it is asked."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -72,11 +73,9 @@ def schedules(draw: st.DrawFn) -> MixtureSchedule:
 def test_every_share_is_within_one_sequence_after_every_block(schedule):
     names = list(schedule.phases[0].weights)
     order = DataOrder(schedule, {name: make_source(name, [4, 5]) for name in names}, T)
-    seen = Counter()
-    asked = dict.fromkeys(names, 0.0)
-    index = 0
+    seen, index = Counter(), 0
     for phase in schedule.phases:
-        total = sum(phase.weights.values())
+        total, before, asked = sum(phase.weights.values()), seen.copy(), dict.fromkeys(names, 0.0)
         for begin in range(0, phase.sequences, schedule.block):
             count = min(schedule.block, phase.sequences - begin)
             for _ in range(count):
@@ -86,7 +85,8 @@ def test_every_share_is_within_one_sequence_after_every_block(schedule):
                 index += 1
             for name in names:
                 asked[name] += phase.weights[name] / total * count
-                assert abs(seen[name] - asked[name]) < 1 + 1e-6
+                assert abs(seen[name] - before[name] - asked[name]) < 1 + 1e-6
+                assert phase.weights[name] or seen[name] == before[name]
     assert index == order.sequences
 
 
@@ -229,3 +229,17 @@ def test_an_index_beyond_the_schedule_is_an_error():
 def test_extreme_weights_do_not_overflow():
     order = make_order([{"code": 1e308, "math": 1e308, "web": 5e-324}], [20])
     assert order.epochs("code") * 49 == order.epochs("math") * 23 == 80 and order.epochs("web") == 0
+
+
+def test_the_order_is_the_one_that_runs_were_made_with():
+    """A change here is a change of every run's data: it needs a new major version, not a new expectation."""
+    order = make_order([{"code": 0.5, "math": 0.3, "web": 0.2}, {"web": 1.0}], [20, 4], seed=5)
+    turns = "".join(order.turn(i)[0][0] for i in range(24))
+    assert turns == "mccmmcwwcccmccmwwccmwwww"
+    assert [order.window(i).pieces for i in (3, 21)] == [((0, 4, 12),), ((24, 4, 6), (7, 0, 6))]
+
+
+def test_sources_of_different_tokenizers_are_refused():
+    sources = {"a": make_source("a", [9]), "b": replace(make_source("b", [9]), tokenizer="other")}
+    with pytest.raises(DataError, match="different tokenizers"):
+        DataOrder(MixtureSchedule((Phase("p", 3, {"a": 1.0}),)), sources, T)

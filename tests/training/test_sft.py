@@ -73,6 +73,9 @@ def gradients(batch, micro_batch):
 def test_packing_and_micro_batches_change_neither_loss_nor_gradient(chats):
     some = [*chats[:6], RenderedChat(chats[7].ids[:9], chats[7].assistant[:9])]
     alone, expected = gradients(chat_batch(some, [[i] for i in range(7)], 32), None)
+    packed = chat_batch(some, [[6, 0]], 32)
+    assert packed.positions[0].tolist() == [*range(8), *range(13)]
+    assert packed.document_ids[0].tolist() == [0] * 8 + [1] * 13
     for rows in ([[0, 1], [2, 3], [4, 5], [6]], [[6, 5], [4, 3], [2], [1], [0]]):
         for micro_batch in (None, 1, 2):
             loss, found = gradients(chat_batch(some, rows, 32), micro_batch)

@@ -15,6 +15,7 @@ from training.rewards.rules import (
     MathReward,
     Reward,
     Scored,
+    describe_reward,
     named_reward,
     score,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Scored",
     "answer_part",
     "answers_equal",
+    "describe_reward",
     "exact_value",
     "extract_answer",
     "last_boxed",

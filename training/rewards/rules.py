@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from curation.errors import DataError, RecipeError
 from training.rewards.answers import answer_part, extract_answer
@@ -141,6 +141,19 @@ def named_reward(name: str) -> Reward:
             remedy=f"Choose one of {', '.join(sorted(REWARDS))}",
         )
     return REWARDS[name]()
+
+
+def describe_reward(reward: Reward) -> str:
+    """What tells two rewards apart in a run's settings: the name, and the plain values of a dataclass.
+
+    >>> describe_reward(FormatReward()), describe_reward(named_reward)
+    ('FormatReward()', 'named_reward')
+    """
+    if not is_dataclass(reward):
+        return getattr(reward, "__qualname__", type(reward).__qualname__)
+    values = {f.name: getattr(reward, f.name) for f in fields(reward)}
+    told = ", ".join(f"{name}={value!r}" for name, value in values.items() if not callable(value))
+    return f"{type(reward).__qualname__}({told})"
 
 
 def score(reward: Reward, completion: str, answer: str, where: str = "") -> Scored:

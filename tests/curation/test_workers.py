@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from curation.errors import DataError, MachineError, RecipeError
-from mixing.workers import Job, JobFailed, run_jobs
-from tests.mixing import worker_jobs
+from curation.workers import Job, JobFailed, run_jobs
+from tests.curation import worker_jobs
 
 
 def test_results_are_in_order_whatever_the_number_of_workers() -> None:
@@ -51,8 +51,8 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     # A script without a __main__ guard, which `multiprocessing` would start again in every worker.
     script = (
-        "from mixing.workers import Job, run_jobs\n"
-        "from tests.mixing import worker_jobs\n"
+        "from curation.workers import Job, run_jobs\n"
+        "from tests.curation import worker_jobs\n"
         f"run_jobs([Job('a', worker_jobs.sleep_with_pid, {str(pid_file)!r})], workers=1)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])

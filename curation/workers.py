@@ -1,12 +1,13 @@
 """A small pool of worker processes for jobs that each want one core to themselves.
 
-Every job runs in a fresh interpreter with one torch thread, so its numbers do not depend on how many workers there
-are or on which of them ran it. Workers die with their parent: the kernel kills them (Linux), and each also watches
-for its parent's id to change (everywhere). A worker that is killed is noticed at once and named in a sentence;
-what other jobs had finished has already been handed to the caller.
+Every job runs in a fresh interpreter with one torch thread, so its numbers do not depend on how many workers
+there are or on which of them ran it. Workers die with their parent: the kernel kills them (Linux), and each
+also watches for its parent's id to change (everywhere). A worker that is killed is noticed at once and named
+in a sentence; what other jobs had finished has already been handed to the caller.
 
 Workers are plain subprocesses that are handed a socket, rather than `multiprocessing`, which would import the
-caller's `__main__` again: a script without `if __name__ == "__main__"`, or a notebook, would start itself anew.
+caller's `__main__` again: a script without `if __name__ == "__main__"`, or a notebook, would start itself
+anew.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ PARENT_CHECK_SECONDS = 1.0
 REPORT_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 _ERRORS = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, MixwrightError)}
-_START = "import sys; sys.path[:] = {path!r}; from mixing.workers import serve; serve({descriptor}, {parent})"
+_START = (
+    "import sys; sys.path[:] = {path!r}; from curation.workers import serve; serve({descriptor}, {parent})"
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def run_jobs(
     workers   : processes; 0 runs everything in this process, one after another, with one torch thread
     total     : amount of progress over all jobs; one a job if not given
     on_result : called in this process, as soon as a job has finished, before anything else can fail
-    Raises the first job's MixwrightError as it is, MachineError when a worker dies, JobFailed on a bug. In each case
-    the other workers are stopped first.
+    Raises the first job's MixwrightError as it is, MachineError when a worker dies, JobFailed on a bug. In
+    each case the other workers are stopped first.
     """
     if workers < 0:
         raise RecipeError(f"{workers} workers are not possible", where="workers", remedy="Give 1 or more")
@@ -211,7 +214,8 @@ class _Pool:
 def _parcel(job: Job) -> bytes:
     if getattr(job.function, "__module__", None) == "__main__":
         raise RecipeError(
-            f"The function of {job.name!r} is defined in the script that is running, where workers cannot import it",
+            f"The function of {job.name!r} is defined in the script that is running, where "
+            "workers cannot import it",
             where="workers",
             remedy="Move it into a module, or use workers=0",
         )
@@ -238,7 +242,7 @@ def _death(name: str, code: int) -> MachineError:
     )
 
 
-# ---- in the worker ----------------------------------------------------------------------------------------------
+# ---- in the worker -------------------------------------------------------------------------------
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -247,7 +251,6 @@ def serve(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops its workers.
     set_progress_mode("quiet")
     connection = Connection(descriptor)
-    threads_set = False
     while True:
         try:
             parcel = connection.recv_bytes()
@@ -255,11 +258,9 @@ def serve(descriptor: int, parent: int) -> None:
             return
         try:
             function, argument = pickle.loads(parcel)
-            if not threads_set:
-                import torch
-
-                torch.set_num_threads(1)
-                threads_set = True
+            # The environment has said so already; this holds against a library that sets it when imported.
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)
             reporter = _Reporter(connection)
             result = function(argument, reporter)
             reporter.flush()

@@ -1,0 +1,111 @@
+"""What the raters' trainings share: settings, split by origin, order of batches, the optimiser's loop."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from curation.errors import DataError
+from curation.labels import LabelledExample, balanced, spread
+from curation.progress import progress
+
+Sides = tuple[list[LabelledExample], list[LabelledExample]]
+
+
+@dataclass(frozen=True)
+class RaterSettings:
+    """Size and training of a rater; the defaults train in half a minute of one core.
+
+    examples      : at most so many are trained on, balanced by label and rule (over all tasks, for the judge)
+    max_tokens    : of a document; the head that the rater will ever see
+    learning_rate : highest of AdamW, reached after a tenth of the steps, then linear to zero
+    held_out      : share of the origins kept for measuring agreement, on at most `held_out_examples` a task
+    autocast      : matrix products in bfloat16 while training; the weights stay float32
+    """
+
+    dim: int = 128
+    layers: int = 2
+    heads: int = 2
+    ffn_dim: int = 256
+    examples: int = 2500
+    max_tokens: int = 128
+    epochs: int = 1
+    batch_examples: int = 20
+    learning_rate: float = 2e-3
+    held_out: float = 0.15
+    held_out_examples: int = 500
+    autocast: bool = True
+    seed: int = 0
+
+
+def fit(
+    model: torch.nn.Module,
+    loss_of: Callable[[list[int]], torch.Tensor],
+    plan: list[list[int]],
+    settings: RaterSettings,
+    description: str,
+) -> None:
+    """AdamW over the batches of `plan`, in order."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    warmup = max(1, len(plan) // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (len(plan) - step) / (len(plan) - warmup + 1))
+    )
+    model.train()
+    with progress(description, total=len(plan), unit="steps") as task:
+        for batch in plan:
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
+                loss = loss_of(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            task.advance(1)
+    model.eval()
+
+
+def batch_plan(rows: Sequence[Sequence[int]], settings: RaterSettings) -> list[list[int]]:
+    """Indices of `rows` by batch, for all epochs: rows of similar lengths together, batches in random
+    order.
+    """
+    plan: list[list[int]] = []
+    size = settings.batch_examples
+    for epoch in range(settings.epochs):
+        chance = random.Random(f"{settings.seed} {epoch}")
+        mixed = chance.sample(range(len(rows)), len(rows))
+        batches: list[list[int]] = []
+        for start in range(0, len(mixed), size * 16):
+            near = sorted(mixed[start : start + size * 16], key=lambda i: len(rows[i]))
+            batches += [near[first : first + size] for first in range(0, len(near), size)]
+        chance.shuffle(batches)
+        plan += batches
+    return plan
+
+
+def split_examples(
+    tasks: Mapping[str, Sequence[LabelledExample]], settings: RaterSettings
+) -> dict[str, Sides]:
+    """Training and held-out examples of each task; all of one origin are on the same side in every task."""
+    train: dict[str, list[LabelledExample]] = {task: [] for task in tasks}
+    test: dict[str, list[LabelledExample]] = {task: [] for task in tasks}
+    for task, members in tasks.items():
+        for example in sorted(members, key=lambda e: (e.id, e.rule)):
+            digest = hashlib.sha256(f"{settings.seed}\0{example.group}".encode()).digest()
+            held_out = int.from_bytes(digest[:8], "big") < settings.held_out * 2**64
+            (test if held_out else train)[task].append(example)
+        if not train[task] or not test[task]:
+            raise DataError(
+                f"{len(members)} labelled examples are too few to train a rater and to test it",
+                where=task,
+                remedy="Widen the rules' `sources` or `pattern`, or read more of the sources",
+            )
+    chosen = spread(train, settings.examples, seed=settings.seed)
+    limit = settings.held_out_examples
+    return {task: (chosen[task], balanced(test[task], limit, seed=settings.seed)) for task in tasks}

@@ -1,0 +1,198 @@
+"""The sections on the data: the curation funnel, what is left to train on, records that could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from mixing.report.elements import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Palette,
+    Prose,
+    Section,
+    Table,
+)
+from mixing.report.gather import UNREADABLE, number
+from mixing.report.numbers import DASH, compact, count, listed, percent, plain, sentence, size, words
+from mixing.report.records import RunFacts
+
+STAGES = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
+READ = ("read", "broken", "empty", "duplicates", "not_sampled", "kept")
+READ_TITLES = {"not_sampled": "Beyond the limit", "duplicates": "Exact copies"}
+TOKENS = {
+    "documents": "Documents",
+    "held_out": "Held out",
+    "overlapping_held_out_text": "Overlapping held-out text",
+    "tokens": "Tokens",
+}
+GROUP = "Data"
+
+
+def funnel_section(facts: RunFacts, run: Path, palette: Palette) -> Section:
+    """From what was read to the representative sets, and to the tokens that are trained on."""
+    title = "The funnel: from what was read to the representative sets"
+    if not facts.funnel and not facts.reads:
+        return Section(
+            "funnel", title, GROUP, missing="No corpus was read", command="mixwright curate recipe.yaml"
+        )
+    blocks: list[Block] = []
+    if facts.funnel:
+        blocks += [Prose(_funnel_lead(facts), "lead"), _funnel_table(facts, palette)]
+        copies = _duplicates(run)
+        if copies:
+            blocks.append(Prose(copies))
+    if facts.reads:
+        blocks.append(_read_table(facts, palette))
+    if facts.token_counts:
+        blocks.append(_token_table(facts, palette))
+    blocks += [Prose(sentence(warning), "warning") for warning in facts.warnings]
+    return Section("funnel", title, GROUP, tuple(blocks))
+
+
+def _funnel_lead(facts: RunFacts) -> str:
+    stages = [s for s in STAGES if any(stage == s for _, stage, _ in facts.funnel)]
+    totals = {s: sum(n for _, stage, n in facts.funnel if stage == s) for s in stages}
+    first, last = totals[stages[0]] if stages else 0, totals[stages[-1]] if stages else 0
+    return (
+        f"{count(last)} of {count(first)} documents ({percent(last / first if first else None)}) represent their "
+        "sources. Each step keeps the documents that score best; the probes are made from what is left."
+    )
+
+
+def _funnel_table(facts: RunFacts, palette: Palette) -> Table:
+    counts = {(source, stage): n for source, stage, n in facts.funnel}
+    stages = [s for s in STAGES if any(k[1] == s for k in counts)]
+    stages += sorted({stage for _, stage in counts} - set(stages))
+    names = palette.sort({source for source, _ in counts})
+    rows = []
+    for name in names:
+        rows.append((palette.name_cell(name), *_funnel_cells([counts.get((name, s)) for s in stages])))
+    totals = [sum(counts.get((name, s), 0) for name in names) for s in stages]
+    rows.append((Cell("all"), *_funnel_cells(list(totals))))
+    return Table(
+        "Documents left after each step, and the share of the step before",
+        (Column("Source", numeric=False), *(Column(s) for s in stages)),
+        tuple(rows),
+        total=True,
+    )
+
+
+def _funnel_cells(counts: Sequence[int | None]) -> list[Cell]:
+    cells, before = [], None
+    for n in counts:
+        share = percent(n / before, 0) if n is not None and before else ""
+        cells.append(Cell(count(n), share))
+        before = n if n is not None else before
+    return cells
+
+
+def _duplicates(run: Path) -> str:
+    file = run / "representative" / "duplicates.parquet"
+    if not file.is_file():
+        return ""
+    try:
+        rows = pl.scan_parquet(file).select("dropped", "cosine").collect()
+    except (*UNREADABLE, pl.exceptions.PolarsError):
+        return ""
+    if rows.height == 0:
+        return "Semantic deduplication found no near copies among them."
+    lowest = rows["cosine"].min()
+    least = plain(float(lowest), 3) if isinstance(lowest, int | float) else DASH
+    return (
+        f"Semantic deduplication dropped {words(rows.height, 'document')}, each with the one that was kept instead "
+        f"(cosine {least} or more) in representative/duplicates.parquet."
+    )
+
+
+def _read_table(facts: RunFacts, palette: Palette) -> Table:
+    by_name = {r.source: r for r in facts.reads}
+    shown = [k for k in READ if any(k in r.counts for r in facts.reads)]
+    rows = []
+    for name in palette.sort(set(by_name)):
+        counts = by_name[name].counts
+        cells = [
+            Cell(count(counts.get(k)), tone="bad" if k == "broken" and counts.get(k) else "") for k in shown
+        ]
+        capabilities = listed(list(facts.capabilities.get(name, ()))) or "none stated"
+        rows.append((palette.name_cell(name), Cell(capabilities), *cells, Cell(size(counts.get("bytes")))))
+    return Table(
+        "What was read from each source, before any judgement of quality",
+        (
+            Column("Source", numeric=False),
+            Column("Capabilities", numeric=False),
+            *(Column(READ_TITLES.get(k, k).capitalize()) for k in shown),
+            Column("Text"),
+        ),
+        tuple(rows),
+    )
+
+
+def _token_table(facts: RunFacts, palette: Palette) -> Table:
+    """What the tokenizer stage left: text that is held out, or overlaps what is, is never trained on."""
+    by_name = {str(row.get("source")): row for row in facts.token_counts}
+    shown = [k for k in TOKENS if any(number(row.get(k)) is not None for row in by_name.values())]
+    rows = [
+        (palette.name_cell(name), *(Cell(compact(number(by_name[name].get(k)))) for k in shown))
+        for name in palette.sort(set(by_name))
+    ]
+    sums = [sum(number(row.get(k)) or 0 for row in by_name.values()) for k in shown]
+    rows.append((Cell("all"), *(Cell(compact(total)) for total in sums)))
+    return Table(
+        "What is left to train on, once the probes, the test and text that overlaps them are taken away",
+        (Column("Source", numeric=False), *(Column(TOKENS[k]) for k in shown)),
+        tuple(rows),
+        total=True,
+    )
+
+
+def broken_section(facts: RunFacts, palette: Palette) -> Section:
+    """Records that are not documents, counted and named."""
+    title = "Records that could not be read"
+    if not facts.reads:
+        return Section(
+            "broken", title, GROUP, missing="No corpus was read", command="mixwright curate recipe.yaml"
+        )
+    broken = sum(r.counts.get("broken", 0) for r in facts.reads)
+    empty = sum(r.counts.get("empty", 0) for r in facts.reads)
+    read = sum(r.counts.get("read", 0) for r in facts.reads)
+    if not broken and not empty:
+        return Section(
+            "broken",
+            title,
+            GROUP,
+            (Prose(f"None: all {count(read)} records of all sources were documents.", "lead"),),
+        )
+    lead = (
+        f"{count(broken)} broken and {count(empty)} empty records of {count(read)} "
+        f"({percent((broken + empty) / read if read else None, 2)}) were left out."
+    )
+    rows = tuple(
+        (palette.name_cell(r.source), Cell(where), Cell(why))
+        for r in facts.reads
+        for where, why in r.broken_examples
+    )
+    blocks: list[Block] = [Prose(lead, "lead")]
+    per_source = [
+        f"{r.source}: {count(r.counts.get('broken', 0))} broken, {count(r.counts.get('empty', 0))} empty"
+        for r in facts.reads
+        if r.counts.get("broken") or r.counts.get("empty")
+    ]
+    blocks.append(Bullets(tuple(per_source)))
+    if rows:
+        blocks.append(
+            Table(
+                "The first of them",
+                (
+                    Column("Source", numeric=False),
+                    Column("Where", numeric=False),
+                    Column("Why", numeric=False, wide=True),
+                ),
+                rows,
+            )
+        )
+    return Section("broken", title, GROUP, tuple(blocks))

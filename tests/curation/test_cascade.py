@@ -1,0 +1,148 @@
+"""The cascade with raters whose verdicts are known: exact cuts, one verdict for each document, contracts kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from curation.atomic import hash_folder, read_json
+from curation.cascade import STAGES, CascadeSettings, Scorers, select_representative
+from curation.documents import Document, document_id
+from curation.educational import parse_rule
+
+
+def number(document: Document) -> int:
+    return int(document.text.split()[1])
+
+
+@dataclass(frozen=True)
+class Known:
+    """A rater that knows the score of a document from its number."""
+
+    name: str
+    columns: tuple[str, ...]
+    factor: int
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
+        value = np.array([number(d) * self.factor % 101 / 20 for d in documents], dtype=np.float32)
+        return {column: value for column in self.columns}
+
+
+ASKED = ("margin", "p1_calibrated")
+JUDGES = {
+    purpose: Known(purpose, ASKED, factor)
+    for purpose, factor in (("reasoning", 3), ("code", 5), ("knowledge", 7), ("combined", 11))
+}
+CAPABILITIES = {"alpha": ("code",), "beta": ("knowledge",), "gamma": ("code", "knowledge"), "noise": ()}
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """Texts of one number are duplicates, whatever their source."""
+    angles = np.array([float(text.split()[1]) for text in texts])
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def corpora(shuffle: int = 0) -> dict[str, list[Document]]:
+    found = {}
+    for source in CAPABILITIES:
+        texts = [f"{source} {i}" for i in range(100)]
+        random.Random(shuffle).shuffle(texts)
+        found[source] = [Document(document_id(source, text), text, source) for text in texts]
+    return found
+
+
+SETTINGS = CascadeSettings(
+    educational=parse_rule("raw > 2"),
+    educational_of={"noise": parse_rule("top 0.5")},
+    reasoning_share=0.5,
+    domain_share=0.5,
+    threshold=0.9999,
+    documents=8,
+)
+
+
+def run(folder: Path, shuffle: int = 0, settings: CascadeSettings = SETTINGS) -> list[str]:
+    scorers = Scorers(Known("educational", ("educational_score",), 1), JUDGES, embed)  # type: ignore[arg-type]
+    return select_representative(
+        corpora(shuffle), CAPABILITIES, scorers, settings, scores=folder / "scores", out=folder / "out"
+    )
+
+
+def test_cuts_are_those_of_the_definition(tmp_path: Path) -> None:
+    run(tmp_path)
+    for source, judge in (("alpha", "code"), ("beta", "knowledge"), ("gamma", "combined")):
+        documents = corpora()[source]
+        taught = [d for d in documents if number(d) % 101 / 20 > 2]
+
+        def ranked(found: list[Document], purpose: str) -> list[Document]:
+            return sorted(found, key=lambda d: (-(number(d) * JUDGES[purpose].factor % 101), d.id))
+
+        reasoned = ranked(taught, "reasoning")[: -(-len(taught) // 2)]
+        chosen = ranked(reasoned, judge)[: -(-len(reasoned) // 2)]
+        counts = {
+            row["stage"]: row["documents"]
+            for row in read_json(tmp_path / "out" / "funnel.json")
+            if row["source"] == source
+        }
+        assert [counts[stage] for stage in STAGES[:4]] == [100, len(taught), len(reasoned), len(chosen)]
+        kept = pq.read_table(tmp_path / "out" / f"{source}.parquet")["id"].to_pylist()
+        allowed = [d.id for d in chosen]
+        assert kept == [identifier for identifier in allowed if identifier in kept]
+        assert len(kept) <= 8
+
+
+def test_every_document_has_one_verdict_and_the_funnel_balances(tmp_path: Path) -> None:
+    run(tmp_path)
+    verdicts = pl.read_parquet(tmp_path / "out" / "verdicts.parquet")
+    assert verdicts.height == 400
+    assert verdicts["id"].n_unique() == 400
+    funnel: dict[str, list[int]] = {}
+    for row in read_json(tmp_path / "out" / "funnel.json"):
+        funnel.setdefault(row["source"], []).append(row["documents"])
+    for source, counts in funnel.items():
+        fell = dict(verdicts.filter(pl.col("source") == source)["verdict"].value_counts().rows())
+        for before, after, stage in zip(counts, counts[1:], STAGES[1:], strict=False):
+            assert before - after == fell.get(stage, 0)
+        assert fell.get("kept", 0) == counts[-1]
+
+
+def test_duplicates_across_corpora_go_to_the_first_source(tmp_path: Path) -> None:
+    run(tmp_path)
+    duplicates = pq.read_table(tmp_path / "out" / "duplicates.parquet").to_pylist()
+    assert duplicates
+    place = {source: rank for rank, source in enumerate(CAPABILITIES)}
+    by_id = {d.id: d for found in corpora().values() for d in found}
+    for row in duplicates:
+        dropped, kept = by_id[row["dropped"]], by_id[row["kept_instead"]]
+        assert number(dropped) == number(kept)
+        assert place[kept.source] < place[dropped.source]
+
+
+def test_the_order_of_the_documents_is_irrelevant(tmp_path: Path) -> None:
+    run(tmp_path / "a", shuffle=1)
+    run(tmp_path / "b", shuffle=2)
+    assert hash_folder(tmp_path / "a" / "out") == hash_folder(tmp_path / "b" / "out")
+
+
+def test_a_source_that_hardly_passes_is_a_warning(tmp_path: Path) -> None:
+    strict = CascadeSettings(educational=parse_rule("raw > 4.99"), documents=1000)
+    warnings = run(tmp_path, settings=strict)
+    assert any("Only 0 of the 100 documents of alpha pass the educational rule" in text for text in warnings)
+    assert any("noise has 0 representative documents" in text for text in warnings)
+
+
+def test_scores_are_kept_for_another_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    monkeypatch.setattr(Known, "score", lambda self, documents: pytest.fail("scored again"))
+    run(tmp_path, settings=CascadeSettings(educational=parse_rule("raw > 2.5"), educational_of={}, documents=4))
