@@ -36,7 +36,7 @@ class Known:
 
     def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
         value = np.array([number(d) * self.factor % 101 / 20 for d in documents], dtype=np.float32)
-        return {column: value for column in self.columns}
+        return dict.fromkeys(self.columns, value)
 
 
 ASKED = ("margin", "p1_calibrated")
@@ -145,4 +145,7 @@ def test_a_source_that_hardly_passes_is_a_warning(tmp_path: Path) -> None:
 def test_scores_are_kept_for_another_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path)
     monkeypatch.setattr(Known, "score", lambda self, documents: pytest.fail("scored again"))
-    run(tmp_path, settings=CascadeSettings(educational=parse_rule("raw > 2.5"), educational_of={}, documents=4))
+    run(
+        tmp_path,
+        settings=CascadeSettings(educational=parse_rule("raw > 2.5"), educational_of={}, documents=4),
+    )

@@ -34,7 +34,8 @@ def recipe_over(folder: Path, files: dict[str, str | bytes], **changes: Any) -> 
     recipe = yaml.safe_load(miniature_recipe(folder).read_text())
     recipe["workers"] = 1
     recipe["sources"] = [
-        {"name": name.split(".")[0], "kind": "local", "path": name, "capabilities": ["knowledge"]} for name in files
+        {"name": name.split(".")[0], "kind": "local", "path": name, "capabilities": ["knowledge"]}
+        for name in files
     ]
     for rules in recipe["curation"]["labels"].values():
         rules[:] = [rule for rule in rules if not rule.get("sources")]
@@ -121,7 +122,9 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_is_a_sentence(tmp_path: Path) -> None:
-    error = complaint(recipe_over(tmp_path, {"a.jsonl": lines(GOOD), "b.jsonl": lines(GOOD)}), goal="documnts")
+    error = complaint(
+        recipe_over(tmp_path, {"a.jsonl": lines(GOOD), "b.jsonl": lines(GOOD)}), goal="documnts"
+    )
     assert "no stage `documnts`" in error.what
 
 
