@@ -45,14 +45,23 @@ _DISK_REMEDY = {
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into a MachineError with a remedy."""
+    """Turn the operating system's refusals to write at `path` into a MachineError with a remedy.
+
+    Some libraries (safetensors) wrap the refusal in an error of their own; its text still names it.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_REMEDY:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _wrapped_refusal(error)
+        if number not in _DISK_REMEDY:
             raise
-        what, remedy = _DISK_REMEDY[error.errno]
+        what, remedy = _DISK_REMEDY[number]
         raise MachineError(what, where=str(path), remedy=remedy) from error
+
+
+def _wrapped_refusal(error: Exception) -> int | None:
+    text = str(error)
+    return errno.ENOSPC if "No space left on device" in text or "StorageFull" in text else None
 
 
 @contextmanager

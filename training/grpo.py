@@ -19,7 +19,7 @@ from training.checkpoint import describe_run, list_checkpoints, refuse_other_set
 from training.grpo_run import GrpoRun
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.huggingface import save_huggingface
-from training.loop import _device, _only_process_in, _start_hash
+from training.loop import choose_device, only_process_in, start_hash
 from training.prompts import Question, read_questions
 from training.rewards import Reward, describe_reward, named_reward
 from training.start import load_start, start_tokenizer
@@ -72,11 +72,11 @@ def grpo(
     questions = read_questions(prompts, tokenizer).items
     tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
     _refuse_overlap(questions, tests, str(held_out))
-    device, model = _device(settings.device), load_start(start)
+    device, model = choose_device(settings.device), load_start(start)
     name = reward if isinstance(reward, str) else describe_reward(reward)
     inputs = hash_value([[(q.ids, q.answer) for q in part] for part in (questions, tests)])
-    described = describe_run(model.config, inputs, settings.deciding() | {"reward": name}, _start_hash(start))
-    with _only_process_in(out):
+    described = describe_run(model.config, inputs, settings.deciding() | {"reward": name}, start_hash(start))
+    with only_process_in(out):
         if not (out / "training.json").exists():
             write_json(out / "training.json", described)
         refuse_other_settings(read_json(out / "training.json"), described, out)

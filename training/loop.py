@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -95,9 +96,9 @@ def train(
     """
     out = Path(out)
     check_settings(settings, model_config, order)
-    start = _start_hash(init_from)
+    start = start_hash(init_from)
     described = describe_run(model_config, order.fingerprint(), deciding_settings(settings), start)
-    with _only_process_in(out):
+    with only_process_in(out):
         _claim(out, described)
         if (out / "result.json").exists():
             return _read_result(out)
@@ -226,7 +227,7 @@ def _begin(
     init_from: Path | None,
 ) -> Run:
     """The run as its last checkpoint left it, or before its first update."""
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     saved = list_checkpoints(out / "resume") | list_checkpoints(out / "checkpoints")
     model = Decoder(model_config)
     if not saved and init_from is None:
@@ -248,8 +249,8 @@ def _begin(
 
 
 def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog) -> TrainResult:
-    for older in list_checkpoints(out / "resume").values():
-        remove_checkpoint(older)
+    # The last checkpoint is in checkpoints/ by now, so nothing reads these any more, half deleted or not.
+    shutil.rmtree(out / "resume", ignore_errors=True)
     tokens = settings.steps * settings.tokens_per_step
     seconds = sum(settings.tokens_per_step / max(row["tokens_per_second"], 0.1) for row in log.rows())
     record = {
@@ -269,7 +270,7 @@ def _read_result(out: Path) -> TrainResult:
 
 
 @contextmanager
-def _only_process_in(out: Path) -> Iterator[None]:
+def only_process_in(out: Path) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process, however it ends."""
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -294,7 +295,8 @@ def _claim(out: Path, described: dict[str, Any]) -> None:
     refuse_other_settings(read_json(path), described, out)
 
 
-def _start_hash(start: Path | None) -> str | None:
+def start_hash(start: Path | None) -> str | None:
+    """Hash of the weights that a run starts from; None for a run that draws them."""
     if start is None:
         return None
     files = sorted(Path(start).glob("*.safetensors"))
@@ -327,7 +329,7 @@ def _precision(precision: str, device: torch.device) -> AbstractContextManager[A
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():

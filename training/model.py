@@ -22,6 +22,7 @@ from training.attention import (
     rotate,
     rotation,
 )
+from training.fused_layer import FUSED_TOKENS, FusedLayer, LayerShape, shared_by_layers
 from training.model_config import (
     MOBILELLM_R1_140M,
     MOBILELLM_R1_360M,
@@ -134,12 +135,16 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+FUSED_MODULES = (nn.ModuleList, Layer, RMSNorm, SelfAttention, FeedForward, nn.Linear)
+
+
 class Decoder(nn.Module):
     """The model: tokens in, hidden states out; logits are made by the losses, in chunks, or by `logits`.
 
     Parameters stay in the precision they have (float32). Under `torch.autocast(device, torch.bfloat16)` the
     matrix products run in bfloat16; residual stream, norms, rotations and softmax stay in float32.
-    `attention` may be set to "sdpa", "eager" (for forward-mode AD and vmap) or "auto" at any time.
+    `attention` may be set to "sdpa", "eager" (for forward-mode AD and vmap) or "auto" at any time; with
+    "auto" a CPU runs each layer as one function with a backward of its own, see training.fused_layer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -216,11 +221,39 @@ class Decoder(nn.Module):
             self.frequencies = self.frequencies.to(x.device)  # once, not a copy to the device in every step
         cos, sin = rotation(positions, self.frequencies, x.dtype)
         flow = Flow(cos, sin, mask, choose_attention(self.attention, x.device, tokens, keys), cache)
+        shape = self._fused_shape(x, cache)
+        shared = shared_by_layers(cos, sin, mask, tokens, shape) if shape else None
         for index, layer in enumerate(self.layers):
-            x = layer(x, flow, index)
+            x = layer(x, flow, index) if shared is None else FusedLayer.apply(x, *shared, *layer.parameters())
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x)
+
+    def _fused_shape(self, x: Tensor, cache: KVCache | None) -> LayerShape | None:
+        """How training.fused_layer is to run the layers; None where it cannot, or something wants their inside.
+
+        That is another kernel asked for by name, a transform of `torch.func`, a hook on one of their modules, or
+        a module that somebody has put in the place of ours.
+        """
+        config = self.config
+        plain = config.qk_norm != "rms_before_rope" and not config.qkv_bias
+        if not plain or cache is not None or x.device.type != "cpu" or self.attention != "auto":
+            return None
+        if x.shape[1] > FUSED_TOKENS or torch._C._are_functorch_transforms_active():
+            return None
+        for module in self.layers.modules():
+            hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+            if hooked or type(module) not in FUSED_MODULES:
+                return None
+        return LayerShape(
+            kv_heads=config.kv_heads,
+            groups=config.heads // config.kv_heads,
+            head_dim=config.head_dim,
+            interleaved=config.rope_style == "interleaved",
+            normed=config.qk_norm == "l2_after_rope",
+            eps=config.norm_eps,
+            dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype,
+        )
 
     @staticmethod
     def _continue(

@@ -112,7 +112,7 @@ def sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]:
         title,
         "Why",
         missing="No benefits of documents are there",
-        command="mixwright stage influence recipe.yaml",
+        command="mixwright stage recipe.yaml --name influence",
     )
     if facts.influence is None:
         return [nothing]
@@ -137,7 +137,7 @@ def sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]:
         texts = {}
         blocks.append(Prose(f"The texts could not be read: {error}", "warning"))
     exponent = _exponent(scored)
-    scale = "" if exponent == 0 else f" (× {power_of_ten(exponent)})"
+    scale = "" if exponent == 0 else f" (×\u00a0{power_of_ten(exponent)})"
     blocks.append(
         Prose(
             f"The beginnings of the {EXTREMES} most and least beneficial documents of each source, with their joint "

@@ -43,7 +43,7 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
             title,
             "Why",
             missing="No influence was computed",
-            command="mixwright stage influence recipe.yaml",
+            command="mixwright stage recipe.yaml --name influence",
         )
         return [missing]
     blocks: list[Block] = [

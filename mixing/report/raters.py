@@ -40,7 +40,7 @@ def _raters(facts: RunFacts) -> Section:
             Prose(
                 "The raters of this run are small models that it trained itself, from the labels listed here. They are "
                 "as good as these labels and know nothing else: they stand in for a published classifier and a "
-                "published language model as judge. Agreement is measured on labelled documents that they have not seen.",
+                "published language model as judge. Agreement is measured on labelled texts that they have not seen.",
                 "lead",
             )
         )

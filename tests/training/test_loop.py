@@ -356,7 +356,7 @@ def test_a_run_can_start_from_anothers_weights(undisturbed, tmp_path):
 
 
 def test_two_processes_cannot_train_into_one_folder(tmp_path):
-    with loop._only_process_in(tmp_path), pytest.raises(MachineError, match="Another process"):
+    with loop.only_process_in(tmp_path), pytest.raises(MachineError, match="Another process"):
         train(CONFIG, make_order(), SETTINGS, tmp_path)
 
 
