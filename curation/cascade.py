@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,10 +23,12 @@ from curation.atomic import replacing, write_json
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
 from curation.educational import EducationalClassifier, EducationalRule, few_passed, passing
+from curation.errors import DataError
 from curation.score_tables import score_source, top_share
 from curation.scoring_pool import ScoringPool
+from curation.top_up import KeptVectors, top_up
+from curation.verdicts import STAGES, verdict_table
 
-STAGES = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
 Embed = Callable[[Sequence[str]], np.ndarray]
 
 REPRESENTATIVE_SCHEMA = pa.schema(
@@ -51,6 +54,7 @@ class CascadeSettings:
     reasoning_share, domain_share : parts of each source that the judge's two cuts keep
     threshold, rule : semantic deduplication; unpublished
     documents    : size of each representative set
+    top_up       : fill the places that duplicates left in a set with the next-ranked of the domain cut
     """
 
     educational: EducationalRule
@@ -60,6 +64,7 @@ class CascadeSettings:
     threshold: float = 0.9
     rule: Rule = "greedy"
     documents: int = 10_000
+    top_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def select_representative(
     Top shares are exact, of the documents that reached the cut, with the id as tie-break. A source that ends with
     fewer than `documents` keeps all that passed, and a warning says so.
     """
+    _check_ids(documents)
     warnings: list[str] = []
     survivors = {
         source: _judge_source(
@@ -118,27 +124,56 @@ def select_representative(
         )
         for source, found in documents.items()
     }
-    duplicates = _deduplicate(documents, survivors, scorers.embed, settings)
-    dropped = {duplicate.dropped for duplicate in duplicates}
+    duplicates, kept = _deduplicate(documents, survivors, scorers.embed, settings)
     counts, verdicts = [], []
     for source, found in documents.items():
         cuts = survivors[source]
-        unique = cuts["domain"].filter(~pl.col("id").is_in(list(dropped)))
+        unique = cuts["domain"].filter(~pl.col("id").is_in([d.dropped for d in duplicates]))
         final = unique.head(settings.documents)
-        cuts |= {"deduplicated": unique, "representative": final}
-        counts += [{"source": source, "stage": stage, "documents": cuts[stage].height} for stage in STAGES]
-        verdicts.append(_verdicts(source, cuts))
+        missing = min(settings.documents, cuts["domain"].height) - final.height
+        cuts |= {"deduplicated": unique, "representative": final, "added": final.clear()}
+        if settings.top_up and missing:
+            by_id = {document.id: document for document in found}
+            fell = cuts["judged"].filter(~pl.col("id").is_in(cuts["domain"]["id"].to_list()))
+            cuts["added"] = top_up(fell, missing, by_id, scorers.embed, kept)
+            final = pl.concat([final, cuts["added"]])
+        counts += _counts(source, cuts)
+        verdicts.append(verdict_table(source, cuts, duplicates, settings))
         _write_representative(out / f"{source}.parquet", list(found), final)
         if final.height < settings.documents:
             warnings.append(
-                f"{source} has {final.height} representative documents, not {settings.documents}: read more of it, or "
-                "loosen the cuts"
+                f"{source} has {final.height} representative documents, not {settings.documents}: read more of "
+                "it, or loosen the cuts"
             )
     with replacing(out / "verdicts.parquet") as temporary:
         pl.concat(verdicts).write_parquet(temporary, compression="zstd")
     write_duplicates(out / "duplicates.parquet", duplicates)
     write_json(out / "funnel.json", counts)
     return warnings
+
+
+def _check_ids(documents: Mapping[str, Sequence[Document]]) -> None:
+    """Ids are the keys of every table: one id in two sources would drop a document for another's sake."""
+    owner: dict[str, str] = {}
+    for source, found in documents.items():
+        for document in found:
+            if owner.setdefault(document.id, source) != source:
+                raise DataError(
+                    f"The id `{document.id}` is in two sources, {owner[document.id]} and {source}",
+                    where=source,
+                    remedy="Leave the ids out of the files; then they are made from source and text",
+                )
+
+
+def _counts(source: str, cuts: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """The funnel of one source; the last row says how many of its documents came from topping up, if any."""
+    added = cuts["added"].height
+    rows: list[dict[str, Any]] = [
+        {"source": source, "stage": stage, "documents": cuts[stage].height} for stage in STAGES
+    ]
+    if added:
+        rows[-1] |= {"documents": cuts["representative"].height + added, "topped_up": added}
+    return rows
 
 
 def _judge_source(
@@ -151,7 +186,10 @@ def _judge_source(
     warnings: list[str],
     pool: ScoringPool | None,
 ) -> dict[str, pl.DataFrame]:
-    """The survivors of each cut of one source, with the scores so far; those of `domain` are ranked."""
+    """The survivors of each cut of one source, with the scores so far; those of `domain` are ranked.
+
+    `asked` and `judged` hold all that reached the reasoning and the domain cut, ranked.
+    """
     by_id = {document.id: document for document in documents}
 
     def of(table: pl.DataFrame) -> list[Document]:
@@ -162,12 +200,17 @@ def _judge_source(
     taught = passing(read, rule)
     if warning := few_passed(source, taught.height, read.height, rule):
         warnings.append(warning)
-    asked = _asked(taught, of(taught), scorers.judges["reasoning"], "reasoning", folder, pool)
-    reasoned = top_share(asked, "reasoning_margin", settings.reasoning_share) if asked.height else asked
+    asked = top_share(
+        _asked(taught, of(taught), scorers.judges["reasoning"], "reasoning", folder, pool),
+        "reasoning_margin",
+        1.0,
+    )
+    reasoned = top_share(asked, "reasoning_margin", settings.reasoning_share)
     judge = scorers.judges[domain_prompt(capabilities)]
-    asked = _asked(reasoned, of(reasoned), judge, "domain", folder, pool)
-    chosen = top_share(asked, "domain_margin", settings.domain_share) if asked.height else asked
-    return {"read": read, "educational": taught, "reasoning": reasoned, "domain": chosen}
+    judged = top_share(_asked(reasoned, of(reasoned), judge, "domain", folder, pool), "domain_margin", 1.0)
+    chosen = top_share(judged, "domain_margin", settings.domain_share)
+    found = {"read": read, "educational": taught, "asked": asked, "reasoning": reasoned}
+    return found | {"judged": judged, "domain": chosen}
 
 
 def _asked(
@@ -191,7 +234,7 @@ def _deduplicate(
     survivors: Mapping[str, Mapping[str, pl.DataFrame]],
     embed: Embed,
     settings: CascadeSettings,
-) -> list[Duplicate]:
+) -> tuple[list[Duplicate], KeptVectors]:
     chosen: list[Document] = []
     scores: dict[str, float] = {}
     for source, found in documents.items():
@@ -200,32 +243,15 @@ def _deduplicate(
         chosen += [document for document in found if document.id in margins]
         scores |= margins
     if not chosen:
-        return []
+        return [], KeptVectors(np.zeros((0, 0), dtype=np.float32), settings.threshold)
     priority = {source: place for place, source in enumerate(documents)}
+    vectors = embed([document.text for document in chosen])
     _, duplicates = deduplicate(
-        chosen,
-        embed([document.text for document in chosen]),
-        settings.threshold,
-        rule=settings.rule,
-        priority=priority,
-        scores=scores,
+        chosen, vectors, settings.threshold, rule=settings.rule, priority=priority, scores=scores
     )
-    return duplicates
-
-
-def _verdicts(source: str, cuts: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """One row for each document that was read: the cut at which it fell, or `kept`."""
-    table = (
-        cuts["read"]
-        .select("id", pl.lit(source).alias("source"))
-        .with_columns(pl.lit("kept").alias("verdict"))
-    )
-    for stage in reversed(STAGES[1:]):
-        passed = pl.col("id").is_in(cuts[stage]["id"].to_list())
-        table = table.with_columns(
-            pl.when(passed).then(pl.col("verdict")).otherwise(pl.lit(stage)).alias("verdict")
-        )
-    return table.sort("id")
+    dropped = {duplicate.dropped for duplicate in duplicates}
+    kept = vectors[[document.id not in dropped for document in chosen]]
+    return duplicates, KeptVectors(kept, settings.threshold)
 
 
 def _write_representative(path: Path, documents: list[Document], table: pl.DataFrame) -> None:

@@ -106,7 +106,7 @@ def find_duplicates(
         for members in _clusters(vectors, exact_documents):
             inside = _within(vectors[members], threshold, rule, task.advance)
             found += [(int(members[j]), int(members[i]), cosine) for j, i, cosine in inside]
-    return sorted(found)
+    return sorted(_to_kept(found, vectors) if rule == "semdedup" else found)
 
 
 def deduplicate(
@@ -137,6 +137,19 @@ def write_duplicates(path: Path | str, duplicates: Sequence[Duplicate]) -> None:
     columns = {name: [getattr(d, name) for d in duplicates] for name in DUPLICATE_SCHEMA.names}
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pydict(columns, schema=DUPLICATE_SCHEMA), temporary, compression="zstd")
+
+
+def _to_kept(found: list[tuple[int, int, float]], vectors: np.ndarray) -> list[tuple[int, int, float]]:
+    """Name the kept row at the end of each chain instead of an earlier one that was itself dropped."""
+    nearest = {j: i for j, i, _ in found}
+    ends = []
+    for j, i, cosine in found:
+        if i in nearest:
+            while i in nearest:
+                i = nearest[i]
+            cosine = round(float((vectors[i].astype(np.float64) * vectors[j].astype(np.float64)).sum()), 6)
+        ends.append((j, i, cosine))
+    return ends
 
 
 def _within(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from curation.atomic import hash_folder, read_json
 from curation.cascade import STAGES, CascadeSettings, Scorers, select_representative
 from curation.documents import Document, document_id
 from curation.educational import parse_rule
+from curation.errors import DataError
 
 
 def number(document: Document) -> int:
@@ -149,3 +150,53 @@ def test_scores_are_kept_for_another_cut(tmp_path: Path, monkeypatch: pytest.Mon
         tmp_path,
         settings=CascadeSettings(educational=parse_rule("raw > 2.5"), educational_of={}, documents=4),
     )
+
+
+def test_verdicts_say_why(tmp_path: Path) -> None:
+    run(tmp_path)
+    verdicts = pl.read_parquet(tmp_path / "out" / "verdicts.parquet")
+    assert not verdicts.filter((pl.col("verdict") != "kept") & (pl.col("reason").str.len_chars() < 5)).height
+    alpha = {row["id"]: row for row in verdicts.iter_rows(named=True) if row["source"] == "alpha"}
+    by_number = {number(d): alpha[d.id] for d in corpora()["alpha"]}
+    assert by_number[40]["verdict"] == "educational" and by_number[40]["reason"] == "score 2.0, rule raw > 2"
+    ranked = sorted(range(41, 100), key=lambda i: -(i * 3 % 101))
+    fell = by_number[ranked[-1]]
+    assert (fell["verdict"], fell["reason"]) == ("reasoning", "rank 59 of 59; 30 are kept, the top 0.5")
+    duplicate = verdicts.filter(pl.col("verdict") == "deduplicated").row(0, named=True)
+    table = {
+        row["dropped"]: row for row in pq.read_table(tmp_path / "out" / "duplicates.parquet").to_pylist()
+    }
+    assert duplicate["reason"].startswith(
+        f"duplicate of {table[duplicate['id']]['kept_instead']}, cosine 1.0"
+    )
+
+
+def test_places_of_duplicates_are_filled_with_the_next_ranked(tmp_path: Path) -> None:
+    run(tmp_path / "without")
+    run(tmp_path / "with", settings=replace(SETTINGS, top_up=True))
+
+    def counts(folder: str) -> dict[str, dict[str, Any]]:
+        rows = read_json(tmp_path / folder / "out" / "funnel.json")
+        return {row["source"]: row for row in rows if row["stage"] == "representative"}
+
+    added = {source: row.get("topped_up", 0) for source, row in counts("with").items()}
+    assert sum(added.values()) > 0
+    kept: list[int] = []
+    for source, before in counts("without").items():
+        after = pl.read_parquet(tmp_path / "with" / "out" / f"{source}.parquet")
+        old = pl.read_parquet(tmp_path / "without" / "out" / f"{source}.parquet")
+        assert after["id"].to_list()[: old.height] == old["id"].to_list()
+        assert after.height == before["documents"] + added[source] <= SETTINGS.documents
+        kept += [int(text.split()[1]) for text in after["text"]]
+    assert len(kept) == len(set(kept))  # none of those taken later duplicates anything kept
+    verdicts = pl.read_parquet(tmp_path / "with" / "out" / "verdicts.parquet")
+    taken = verdicts.filter(pl.col("reason").str.contains("in place of a duplicate"))
+    assert taken.height == sum(added.values()) and set(taken["verdict"]) == {"kept"}
+    assert verdicts.filter(pl.col("verdict") == "kept").height == len(kept)
+
+
+def test_one_id_in_two_sources_is_a_sentence(tmp_path: Path) -> None:
+    scorers = Scorers(Known("educational", ("educational_score",), 1), JUDGES, embed)  # type: ignore[arg-type]
+    found = {source: [Document("1", f"{source} 1", source)] for source in ("alpha", "beta")}
+    with pytest.raises(DataError, match="in two sources, alpha and beta"):
+        select_representative(found, CAPABILITIES, scorers, SETTINGS, scores=tmp_path, out=tmp_path)

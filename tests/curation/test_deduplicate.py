@@ -58,6 +58,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(3, 200, 8, copies=120)
     whole = find_duplicates(vectors, 0.9)
     monkeypatch.setattr("curation.deduplicate.BLOCK", 7)
+    monkeypatch.setattr("curation.deduplicate.STRIPE", 13)
     assert find_duplicates(vectors, 0.9) == whole
     assert len(whole) > 20
 
@@ -67,7 +68,9 @@ def test_greedy_keeps_the_end_of_a_chain_and_semdedup_does_not() -> None:
     chain = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     threshold = float(np.cos(np.deg2rad(25)))
     assert [j for j, _, _ in find_duplicates(chain, threshold, rule="greedy")] == [1]
-    assert [j for j, _, _ in find_duplicates(chain, threshold, rule="semdedup")] == [1, 2]
+    shot = find_duplicates(chain, threshold, rule="semdedup")
+    assert [(j, i) for j, i, _ in shot] == [(1, 0), (2, 0)]  # 2 fell to 1, which is not kept: 0 is named
+    assert shot[1][2] == pytest.approx(np.cos(np.deg2rad(40)), abs=1e-5)
 
 
 def test_clusters_find_what_lies_together() -> None:
