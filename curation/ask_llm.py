@@ -21,6 +21,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,8 @@ KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
 class AskLLM:
     """The scorer (see score_tables.Scorer) of one judge and one prompt; columns `COLUMNS`.
 
-    model        : folder or hub id of a causal or encoder-decoder model of transformers
+    model        : folder or hub id of a causal or encoder-decoder model of transformers; or a folder with one
+                   such folder for each prompt, under the prompt's name, as `raters.train_judge` makes it
     prompt       : see judge_prompt.load_prompt
     chat         : ask in the tokenizer's chat template, if it has one; instruction models need it, base
         models not
@@ -69,16 +71,21 @@ class AskLLM:
     def columns(self) -> tuple[str, ...]:
         return COLUMNS
 
+    @property
+    def _folder(self) -> str:
+        own = Path(self.model) / self.prompt.name
+        return str(own) if own.is_dir() else self.model
+
     def fingerprint(self) -> dict[str, Any]:
         """Judge, prompt text and every setting."""
         names = ("chat", "max_document_tokens", "batch_tokens", "precision", "share_prefix", "device")
         settings = {name: getattr(self, name) for name in names}
-        return {"model": model_fingerprint(self.model), "prompt": self.prompt.sha256, **settings}
+        return {"model": model_fingerprint(self._folder), "prompt": self.prompt.sha256, **settings}
 
     def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
         """The four columns, [n] each."""
-        stamp = str(model_fingerprint(self.model))
-        judge = _load(self.model, self.precision, self.device, self.unsafe_weights, stamp)
+        stamp = str(model_fingerprint(self._folder))
+        judge = _load(self._folder, self.precision, self.device, self.unsafe_weights, stamp)
         tokens = judge.prompt_tokens(self.prompt, self.chat)
         room = judge.room(tokens)
         rows, cut = tokens.documents([d.text for d in documents], min(self.max_document_tokens, room))

@@ -6,13 +6,14 @@ chain of near-duplicates loses all but its first link.
 
 Up to `EXACT_DOCUMENTS` every pair is compared; beyond, only pairs inside a cluster of spherical k-means, as
 SemDeDup does, which misses pairs that the clusters part. Cosines are products of float32 matrices; pairs near
-the threshold are decided by the same product in float64, so the result does not depend on how rows were blocked.
+the threshold are decided by the same product in float64, so the result does not depend on how rows were
+blocked.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from curation.progress import progress
 Rule = Literal["greedy", "semdedup"]
 EXACT_DOCUMENTS = 200_000
 BLOCK = 1024
+STRIPE = 8192
 BAND = 1e-4
 """Float32 products of unit vectors err by less; pairs this near to the threshold are computed again."""
 CLUSTER_SEED = 1234
@@ -44,9 +46,11 @@ DUPLICATE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A dropped document, the earlier one that it is most like, and their cosine.
+    """A dropped document, the kept one that it duplicates, and their cosine.
 
-    Under `semdedup` the earlier one may itself have been dropped.
+    Under `semdedup` the earlier document that it is most like may itself have been dropped: then the kept one
+    at
+    the end of the chain is named, and the cosine may be below the threshold. That is the price of this rule.
     """
 
     dropped: str
@@ -142,24 +146,45 @@ def _within(
     kept = np.ones(len(vectors), dtype=bool)
     found = []
     for start in range(0, len(vectors), BLOCK):
-        stop = min(start + BLOCK, len(vectors))
-        near = vectors[start:stop] @ vectors[:stop].T >= threshold - BAND
-        rows, columns = np.nonzero(near)
-        for j in np.unique(rows):
-            earlier = columns[rows == j]
-            earlier = earlier[earlier < start + j]
+        block = vectors[start : start + BLOCK]
+        others = np.arange(start + len(block))
+        if rule == "greedy":
+            others = others[kept[: len(others)]]
+        for j, earlier in _near(block, start, vectors, others, threshold):
             if rule == "greedy":
                 earlier = earlier[kept[earlier]]
             if not len(earlier):
                 continue
-            cosines = vectors[earlier].astype(np.float64) @ vectors[start + j].astype(np.float64)
+            # Each row's sum by itself: the same number whatever else is compared.
+            cosines = (vectors[earlier].astype(np.float64) * vectors[j].astype(np.float64)).sum(axis=1)
             best = int(np.argmax(cosines))
             # Unit vectors of float32 have a length of 1 to seven digits: a copy must reach a threshold of 1.
             if cosines[best] >= threshold - 1e-6:
-                kept[start + j] = False
-                found.append((start + int(j), int(earlier[best]), round(float(min(cosines[best], 1.0)), 6)))
-        advance(stop - start)
+                kept[j] = False
+                found.append((j, int(earlier[best]), round(float(min(cosines[best], 1.0)), 6)))
+        advance(len(block))
     return found
+
+
+def _near(
+    block: np.ndarray, start: int, vectors: np.ndarray, others: np.ndarray, threshold: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(row, those of the rows `others` before it that may reach the threshold), for rows that have any.
+
+    `block` holds the rows `start`, `start` + 1, ... Products are made in stripes, so that memory does not
+    grow
+    with the number of documents.
+    """
+    stripes = [others[first : first + STRIPE] for first in range(0, len(others), STRIPE)]
+    hits = [np.nonzero(block @ vectors[stripe].T >= threshold - BAND) for stripe in stripes]
+    rows = np.concatenate([found[0] for found in hits]) + start
+    columns = np.concatenate([stripe[found[1]] for stripe, found in zip(stripes, hits, strict=True)])
+    earlier = columns < rows
+    rows, columns = rows[earlier], columns[earlier]
+    order = np.argsort(rows, kind="stable")
+    names, firsts = np.unique(rows[order], return_index=True)
+    for name, group in zip(names, np.split(columns[order], firsts[1:]), strict=len(names) > 0):
+        yield int(name), group
 
 
 def _clusters(vectors: np.ndarray, exact_documents: int) -> list[np.ndarray]:
@@ -176,8 +201,13 @@ def _clusters(vectors: np.ndarray, exact_documents: int) -> list[np.ndarray]:
         spherical=True,
         max_points_per_centroid=256,
     )
-    means.train(vectors)
-    _, nearest = means.index.search(vectors, 1)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # other numbers of threads give other sums, and so other clusters
+    try:
+        means.train(vectors)
+        _, nearest = means.index.search(vectors, 1)
+    finally:
+        faiss.omp_set_num_threads(threads)
     labels = nearest[:, 0]
     by_label = np.argsort(labels, kind="stable")
     return np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1)
@@ -204,10 +234,11 @@ def deduplicate_files(
     rule: Rule = "greedy",
     broken_tolerance: float = 0.01,
 ) -> DeduplicationReport:
-    """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the smaller id.
+    """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the
+    smaller id.
 
-    embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts, whose
-               folder `<out>.embedder` stays beside `out`
+    embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts,
+               whose folder `<out>.embedder` stays beside `out`
     The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`.
     """
     from curation.embedding import embed, train_lsa_embedder
