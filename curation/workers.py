@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from curation.errors import DataError, MachineError, MixwrightError, RecipeError
+from curation.memory import keep_freed_memory
 from curation.progress import Task, progress, set_progress_mode
 
 Advance = Callable[[float], None]
@@ -250,6 +251,7 @@ def serve(descriptor: int, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops its workers.
     set_progress_mode("quiet")
+    keep_freed_memory()
     connection = Connection(descriptor)
     while True:
         try:

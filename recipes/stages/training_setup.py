@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from curation.memory import keep_freed_memory
 from recipes.pipeline import Run
 from recipes.schema import Recipe
 from recipes.training_settings import OptimisationSettings
@@ -88,6 +89,7 @@ def available_tokens(run: Run) -> dict[str, int]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One torch thread, so that the bits of a result do not depend on the machine's number of cores."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -80,25 +80,24 @@ def run(folder: Path, shuffle: int = 0, settings: CascadeSettings = SETTINGS) ->
     )
 
 
+def ranked(found: list[Document], purpose: str) -> list[Document]:
+    """Best first, by the definition of `Known`."""
+    return sorted(
+        found, key=lambda document: (-(number(document) * JUDGES[purpose].factor % 101), document.id)
+    )
+
+
 def test_cuts_are_those_of_the_definition(tmp_path: Path) -> None:
     run(tmp_path)
     for source, judge in (("alpha", "code"), ("beta", "knowledge"), ("gamma", "combined")):
-        documents = corpora()[source]
-        taught = [d for d in documents if number(d) % 101 / 20 > 2]
-
-        def ranked(found: list[Document], purpose: str) -> list[Document]:
-            return sorted(found, key=lambda d: (-(number(d) * JUDGES[purpose].factor % 101), d.id))
-
+        taught = [d for d in corpora()[source] if number(d) % 101 / 20 > 2]
         reasoned = ranked(taught, "reasoning")[: -(-len(taught) // 2)]
         chosen = ranked(reasoned, judge)[: -(-len(reasoned) // 2)]
-        counts = {
-            row["stage"]: row["documents"]
-            for row in read_json(tmp_path / "out" / "funnel.json")
-            if row["source"] == source
-        }
+        funnel = read_json(tmp_path / "out" / "funnel.json")
+        counts = {row["stage"]: row["documents"] for row in funnel if row["source"] == source}
         assert [counts[stage] for stage in STAGES[:4]] == [100, len(taught), len(reasoned), len(chosen)]
         kept = pq.read_table(tmp_path / "out" / f"{source}.parquet")["id"].to_pylist()
-        allowed = [d.id for d in chosen]
+        allowed = [document.id for document in chosen]
         assert kept == [identifier for identifier in allowed if identifier in kept]
         assert len(kept) <= 8
 
