@@ -137,7 +137,11 @@ def _tokenizer(folder: Path | str) -> Any:
 
 def _save(tokenizer: Any, table: np.ndarray, out: Path) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+
+    try:
+        from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    except ImportError:  # before version 6
+        from sentence_transformers.models import StaticEmbedding  # type: ignore[no-redef]
 
     tokenizer.no_truncation()
     module = StaticEmbedding(tokenizer, embedding_weights=table)

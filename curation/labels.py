@@ -184,7 +184,7 @@ def corrupted(text: str, how: Corruption, key: str) -> str:
     if how == "strip_letters":
         return "".join(character for character in text if not character.isalpha())
     if how == "shuffle_words":
-        words = text.split()
+        words = regex.findall(r"\S+", text)  # str.split knows other white space than \S does
         chance.shuffle(words)
         fresh = iter(words)
         return regex.sub(r"\S+", lambda _: next(fresh), text)
