@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,32 +28,11 @@ from curation.atomic import hash_folder, hash_value, read_json, replacing, write
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
+from curation.scorer import Scorer
 from curation.scoring_pool import ScoringPool
 
 CHUNK_DOCUMENTS = 1000
 _KEY = b"mixwright.fingerprint"
-
-
-class Scorer(Protocol):
-    """A model with its settings. It must pickle, and load its model only when `score` is first called.
-
-    name    : file name of its tables; scorers of one run have different names
-    columns : the columns that `score` returns: float32, or bool where the name says so
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON-able: everything that the scores depend on besides the texts."""
-        ...
-
-    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
-        """Arrays [n] in the order of `documents`, finite."""
-        ...
 
 
 def score_source(

@@ -14,15 +14,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from curation.documents import Document
 from curation.errors import MachineError
-
-if TYPE_CHECKING:
-    from curation.score_tables import Scorer
+from curation.scorer import Scorer
 
 
 class ScoringPool:

@@ -1,0 +1,32 @@
+"""What a scorer is: a model with its settings that gives each document some numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from curation.documents import Document
+
+
+class Scorer(Protocol):
+    """A model with its settings. It must pickle, and load its model only when `score` is first called.
+
+    name    : file name of its tables; scorers of one run have different names
+    columns : the columns that `score` returns: float32, or bool where the name says so
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able: everything that the scores depend on besides the texts."""
+        ...
+
+    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
+        """Arrays [n] in the order of `documents`, finite."""
+        ...
