@@ -181,7 +181,8 @@ def _hash_outputs(folder: Path, stage: Stage) -> dict[str, str]:
         path.relative_to(folder).as_posix(): hash_file(path)
         for pattern in stage.outputs
         for path in sorted(folder.glob(pattern))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and path != folder / "stage.json"
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     if not found:
         raise DataError(

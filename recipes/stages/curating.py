@@ -57,9 +57,11 @@ def _examples(run: Run, task: str) -> tuple[list[LabelledExample], list[dict[str
     return chosen, label_counts(chosen, rules)
 
 
-def _rater_settings(recipe: Recipe) -> RaterSettings:
+def _rater_settings(recipe: Recipe, tasks: int = 1) -> RaterSettings:
+    """Settings of a rater of `tasks` tasks; its limit on examples is on all tasks together."""
     raters = recipe.curation.raters
     return RaterSettings(
+        examples=raters.examples * tasks,
         dim=raters.dim,
         layers=raters.layers,
         max_tokens=raters.context,
@@ -85,7 +87,7 @@ def _train_judge(run: Run, advance: Advance) -> None:
         {task: load_prompt(name) for task, name in names.items()},
         run.path("tokenizer", "model"),
         run.path("raters", "judge"),
-        _rater_settings(run.recipe),
+        _rater_settings(run.recipe, len(labelled)),
     )
     write_json(
         run.path("raters", "judge.labels.json"), {task: counts for task, (_, counts) in labelled.items()}

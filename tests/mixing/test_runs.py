@@ -122,7 +122,9 @@ def test_a_killed_study_ends_with_the_same_bytes(study, tmp_path) -> None:
     parcel = pickle.dumps((RUNS, slow, tmp_path / "killed")).hex()
     process = subprocess.Popen([sys.executable, "-c", script, parcel], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").rglob("step-3.parquet")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "killed").glob("*/evaluations/step-3.parquet")) and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     process.kill()
     process.wait()

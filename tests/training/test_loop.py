@@ -330,7 +330,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on(undisturbed, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(MachineError, match="No space left"):
+        with pytest.raises(MachineError, match="The disk is full"):
             train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
     train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
     assert_same_run(tmp_path / "out", undisturbed)
