@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curation.atomic import hash_value, read_json, replacing_folder, write_json
-from curation.errors import DataError, MachineError, RecipeError
+from curation.errors import DataError, RecipeError
 from training.model import Decoder, ModelConfig
 from training.optimizer import WeightMean, moments, restore_moments
 
@@ -203,14 +203,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # which is how it reports a full disk
-        raise MachineError(
-            f"The checkpoint cannot be written: {error}",
-            where=str(path),
-            remedy="Free some space, or choose another folder; the run continues from the last checkpoint",
-        ) from error
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
