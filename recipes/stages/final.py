@@ -29,10 +29,10 @@ from training.tokens import TokenSource
 
 BLOCK = 64
 LOGITS_TOLERANCE = 1e-4
-SUMS = {"largest": 12, "steps": 2}
+SUMS = {"largest": 9, "steps": 1}
 """Size of the generated arithmetic: small enough for a model of a million parameters to get some of it right."""
-SUMS_SHARE = 3
-"""Of four generated chats, so many are sums; the others are word problems of the kind it was pre-trained on."""
+SUMS_SHARE = 19
+"""Of twenty generated chats, so many are sums; the other is a word problem of the kind it was pre-trained on."""
 
 
 def phase_schedule(run: Run) -> MixtureSchedule:
@@ -83,7 +83,7 @@ def held_out_sums(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def generated_chats(count: int, seed: int, forbidden: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Chats with worked thoughts: three sums, then a word problem, and so on, without the forbidden questions."""
+    """Chats with worked thoughts, `SUMS_SHARE` sums to a word problem, without the forbidden questions."""
     left_out, made, index = set(forbidden), 0, 0
     while made < count:
         sum_turn = index % (SUMS_SHARE + 1) < SUMS_SHARE
