@@ -35,22 +35,18 @@ def source_spec(source: SourceSettings, recipe: Recipe) -> SourceSpec:
 
 def training_documents(run: Run, source: str) -> list[Document]:
     """Documents of a source that were not set aside for the test, in the order of their file."""
-    shares = {"train": 1 - run.recipe.probes.test_share, "test": run.recipe.probes.test_share}
-    return [
-        document
-        for document in read_documents(run.path("documents", source))
-        if split_of(document, run.recipe.seed, shares) == "train"
-    ]
+    return _documents_of(run, source, "train")
 
 
 def test_documents(run: Run, source: str) -> list[Document]:
     """Documents of a source that were set aside, by file of origin, before anything else."""
+    return _documents_of(run, source, "test")
+
+
+def _documents_of(run: Run, source: str, split: str) -> list[Document]:
     shares = {"train": 1 - run.recipe.probes.test_share, "test": run.recipe.probes.test_share}
-    return [
-        document
-        for document in read_documents(run.path("documents", source))
-        if split_of(document, run.recipe.seed, shares) == "test"
-    ]
+    found = read_documents(run.path("documents", source))
+    return [document for document in found if split_of(document, run.recipe.seed, shares) == split]
 
 
 def _documents_settings(recipe: Recipe) -> Any:
