@@ -210,7 +210,7 @@ RATERS = Stage(
     about="train classifier and judge from the labels",
     estimate=_rater_cost,
     parallel=True,
-    fixed_seconds=8,
+    fixed_seconds=25,
 )
 
 REPRESENTATIVE = Stage(
@@ -226,5 +226,5 @@ REPRESENTATIVE = Stage(
     outputs=("*.parquet", "*.json"),
     work=_representative,
     about="score, ask, deduplicate, choose",
-    fixed_seconds=20,
+    fixed_seconds=40,
 )

@@ -22,6 +22,9 @@ from recipes.stages.training_setup import (
     train_settings,
 )
 
+BYTES_PER_TOKEN = 3.0
+"""What a plan assumes before there is a tokenizer."""
+
 
 def proxy_settings(run: Run, *, checkpoints: int, test: bool = False) -> ProxySettings:
     """What the recipe's proxy runs share; with `test`, they are measured on the test sets as well."""
@@ -73,7 +76,12 @@ def _estimate(recipe: Recipe, runs: int) -> Spent:
     settings = recipe.proxy
     per_run = total_steps(settings, settings.tokens) * settings.sequence_tokens * settings.batch_sequences
     flops_per_token = model_config(recipe).flops_per_token(settings.sequence_tokens)
-    return Spent(flops=runs * per_run * flops_per_token, tokens=runs * per_run)
+    # A forward pass over the probes is a third of the work of training on them.
+    probes = (
+        recipe.probes.maximum_documents * len(recipe.sources) * recipe.curation.piece_bytes / BYTES_PER_TOKEN
+    )
+    evaluated = settings.evaluations * probes / 3
+    return Spent(flops=runs * (per_run + evaluated) * flops_per_token, tokens=runs * per_run)
 
 
 def _data_settings(recipe: Recipe) -> dict[str, Any]:

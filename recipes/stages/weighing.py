@@ -202,7 +202,7 @@ INFLUENCE = Stage(
         recipe, recipe.influence.documents_per_source * len(recipe.sources)
     ),
     parallel=True,
-    fixed_seconds=8,
+    fixed_seconds=25,
 )
 
 MIXTURES = Stage(
