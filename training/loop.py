@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from curation.atomic import hash_file, hash_value, read_json, write_json, writing_to
-from curation.errors import DataError, MachineError, RecipeError
+from curation.errors import MachineError, RecipeError
 from curation.progress import progress
 from training.checkpoint import (
     OPTIMIZER,
@@ -30,13 +28,12 @@ from training.checkpoint import (
     restore_checkpoint,
     write_checkpoint,
 )
-from training.losses import IGNORED, linear_cross_entropy
 from training.model import Decoder, ModelConfig
-from training.optimizer import WeightMean, build_adamw, set_rate
-from training.order import Batch, DataOrder
+from training.optimizer import build_adamw
+from training.order import DataOrder
 from training.run_log import RunLog
-from training.schedules import rate_factor
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
 
@@ -57,16 +54,6 @@ class TrainResult:
     tokens: int
     flops: float
     seconds: float
-
-
-@dataclass
-class Run:
-    """What changes while training."""
-
-    model: Decoder
-    optimizer: torch.optim.AdamW
-    mean: WeightMean | None
-    step: int
 
 
 def train(
@@ -112,82 +99,12 @@ def train(
             while run.step < settings.steps:
                 started = time.perf_counter()
                 batch = order.batch(run.step * settings.batch_sequences, settings.batch_sequences)
-                row = _update(run, batch, settings)
+                row = update(run, batch, settings)
                 seconds = time.perf_counter() - started
                 log.metrics(row | {"tokens_per_second": round(settings.tokens_per_step / seconds, 1)})
                 _after_update(run, settings, out, described, evaluate, log)
                 task.advance(settings.tokens_per_step)
         return _finish(out, model_config, settings, log)
-
-
-def accumulate_gradients(
-    model: Decoder,
-    batch: Batch,
-    *,
-    micro_batch_sequences: int | None = None,
-    precision: str = "float32",
-    z_loss: float = 0.0,
-) -> Tensor:
-    """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
-
-    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
-    """
-    device = model.output_weight.device
-    labels = max(int((batch.labels != IGNORED).sum()), 1)
-    count = len(batch.labels)
-    size = micro_batch_sequences or count
-    total = torch.zeros(
-        (), dtype=torch.promote_types(model.output_weight.dtype, torch.float32), device=device
-    )
-    for first in range(0, count, size):
-        ids, wanted, positions, documents = (
-            part[first : first + size].to(device, non_blocking=True)
-            for part in (batch.input_ids, batch.labels, batch.positions, batch.document_ids)
-        )
-        with _precision(precision, device):
-            hidden = model(ids, positions=positions, document_ids=documents)
-            summed = linear_cross_entropy(
-                hidden.flatten(0, 1), model.output_weight, wanted.flatten(), z_loss=z_loss
-            )
-        loss = summed / labels
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
-def _update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
-    """One update, and its row of the log."""
-    rate = settings.learning_rate * rate_factor(
-        settings.schedule, run.step, steps=settings.steps, warmup_steps=settings.warmup_steps
-    )
-    loss = accumulate_gradients(
-        run.model,
-        batch,
-        micro_batch_sequences=settings.micro_batch_sequences,
-        precision=settings.precision,
-        z_loss=settings.z_loss,
-    )
-    parameters = list(run.model.parameters())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    # One look at both numbers: on a GPU, the only wait of the step.
-    loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
-    _refuse_non_finite(loss_value, norm_value, run.step + 1, rate)
-    if settings.clip is not None and norm_value > settings.clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm, foreach=True)
-    set_rate(run.optimizer, rate)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
-    if settings.average_from is not None and run.step > settings.average_from * settings.steps:
-        run.mean = run.mean or WeightMean(run.model.named_parameters())
-        run.mean.add(run.model)
-    return {
-        "step": run.step,
-        "tokens": run.step * settings.tokens_per_step,
-        "loss": loss_value,
-        "learning_rate": rate,
-        "grad_norm": norm_value,
-    }
 
 
 def _after_update(
@@ -325,23 +242,9 @@ def _mean_weights(run: Run) -> AbstractContextManager[None]:
     return run.mean.in_place_of_weights(run.model) if run.mean else nullcontext()
 
 
-def _precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
 def choose_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise MachineError("There is no GPU that torch can use", where="device", remedy="Set device to cpu")
     return torch.device(wanted)
-
-
-def _refuse_non_finite(loss: float, norm: float, step: int, rate: float) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
-    raise DataError(
-        f"The {what} at step {step} (learning rate {rate:.3g}); the update was not made",
-        remedy="Lower learning_rate or lengthen the warm-up, and look at what the step reads (data show)",
-    )

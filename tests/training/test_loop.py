@@ -19,14 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from curation.errors import DataError, MachineError, RecipeError
-from training import checkpoint, loop
+from training import checkpoint, loop, update
 from training.checkpoint import list_checkpoints, read_state
 from training.huggingface import save_huggingface
-from training.loop import TrainSettings, accumulate_gradients, load_checkpoint_model, train
+from training.loop import TrainSettings, load_checkpoint_model, train
 from training.model import Decoder, ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.run_log import read_rows
 from training.tokens import TokenSource
+from training.update import accumulate_gradients
 
 CONFIG = ModelConfig(
     vocab_size=61, dim=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn_dim=48, max_positions=64
@@ -136,7 +137,7 @@ def test_the_mean_of_the_last_weights_is_what_is_loaded(undisturbed, tmp_path):
 
 @pytest.mark.parametrize("stops", [(7,), (13, 14, 23)])
 def test_a_run_that_fails_and_goes_on_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch, stops):
-    real = loop._update
+    real = loop.update
     for stop in stops:
 
         def failing(run, batch, settings, stop=stop):
@@ -144,10 +145,10 @@ def test_a_run_that_fails_and_goes_on_ends_with_the_same_bits(undisturbed, tmp_p
                 raise KeyboardInterrupt
             return real(run, batch, settings)
 
-        monkeypatch.setattr(loop, "_update", failing)
+        monkeypatch.setattr(loop, "update", failing)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
-    monkeypatch.setattr(loop, "_update", real)
+    monkeypatch.setattr(loop, "update", real)
     train(CONFIG, make_order(), SETTINGS, tmp_path / "out", evaluate=evaluate)
     assert_same_run(tmp_path / "out", undisturbed)
 
@@ -278,13 +279,13 @@ def test_bfloat16_learns_much_the_same(undisturbed, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
-    real, seen = loop.accumulate_gradients, []
+    real, seen = update.accumulate_gradients, []
 
     def broken(model, batch, **options):
         seen.append(model)
         return real(model, batch, **options) * (float("nan") if len(seen) == 4 else 1.0)
 
-    monkeypatch.setattr(loop, "accumulate_gradients", broken)
+    monkeypatch.setattr(update, "accumulate_gradients", broken)
     with pytest.raises(DataError, match=r"loss is nan at step 4 \(learning rate 0.01"):
         train(CONFIG, make_order(), replace(SETTINGS, checkpoint_steps=(3,)), tmp_path / "out")
     before = load_checkpoint_model(tmp_path / "out/checkpoints/step-3")
@@ -293,14 +294,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
 
 
 def test_a_gradient_that_is_not_finite_is_named(tmp_path, monkeypatch):
-    real = loop.accumulate_gradients
+    real = update.accumulate_gradients
 
     def broken(model, batch, **options):
         loss = real(model, batch, **options)
         model.norm.weight.grad[0] = float("inf")
         return loss
 
-    monkeypatch.setattr(loop, "accumulate_gradients", broken)
+    monkeypatch.setattr(update, "accumulate_gradients", broken)
     with pytest.raises(DataError, match="norm is inf at step 1"):
         train(CONFIG, make_order(), SETTINGS, tmp_path / "out")
 

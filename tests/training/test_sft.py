@@ -14,11 +14,11 @@ from curation.errors import DataError, RecipeError
 from tests.training.post_training_models import killed, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import RenderedChat, render_chat, render_prompt
 from training.huggingface import load_huggingface
-from training.loop import accumulate_gradients
 from training.model import Decoder
 from training.rollout import Ending, Prompt, RolloutSettings, roll_out
 from training.run_log import read_rows
 from training.sft import ChatOrder, SftSettings, chat_batch, check_labels, fit_chats, pack_chats, sft
+from training.update import accumulate_gradients
 
 SETTINGS = SftSettings(
     sequence_tokens=32,
@@ -144,7 +144,7 @@ def test_it_learns_to_add_and_to_stop(finished, tokenizer):
 
 def test_a_finished_run_returns_at_once_and_another_is_refused(finished, monkeypatch):
     folder, start, data, result = finished
-    monkeypatch.setattr(training.loop, "_update", None)
+    monkeypatch.setattr(training.loop, "update", None)
     assert sft(start, data, folder / "out", replace(SETTINGS, epochs=36)) == result
     with pytest.raises(RecipeError, match="other settings"):
         sft(start, data, folder / "out", SETTINGS)
@@ -153,7 +153,7 @@ def test_a_finished_run_returns_at_once_and_another_is_refused(finished, monkeyp
 def test_killed_and_resumed_it_ends_with_the_same_bytes(finished, tmp_path):
     _, start, data, _ = finished
     expected = sft(start, data, tmp_path / "whole", SETTINGS)
-    update = training.loop._update
+    update = training.loop.update
 
     def dying_at(step):
         def work():
@@ -162,7 +162,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(finished, tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return update(run, batch, settings)
 
-            training.loop._update = dies
+            training.loop.update = dies
             sft(start, data, tmp_path / "killed", SETTINGS)
 
         return work

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against installed opponents, measured in the same run. Timings are never tests."""

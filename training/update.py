@@ -1,0 +1,113 @@
+"""One update: the gradient of a batch's mean loss, clipping, and the optimizer's step."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curation.errors import DataError
+from training.losses import IGNORED, linear_cross_entropy
+from training.model import Decoder
+from training.optimizer import WeightMean, set_rate
+from training.order import Batch
+from training.schedules import rate_factor
+from training.settings import TrainSettings
+
+
+@dataclass
+class Run:
+    """What changes while training."""
+
+    model: Decoder
+    optimizer: torch.optim.AdamW
+    mean: WeightMean | None
+    step: int
+
+
+def accumulate_gradients(
+    model: Decoder,
+    batch: Batch,
+    *,
+    micro_batch_sequences: int | None = None,
+    precision: str = "float32",
+    z_loss: float = 0.0,
+) -> Tensor:
+    """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
+
+    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
+    """
+    device = model.output_weight.device
+    labels = max(int((batch.labels != IGNORED).sum()), 1)
+    count = len(batch.labels)
+    size = micro_batch_sequences or count
+    total = torch.zeros(
+        (), dtype=torch.promote_types(model.output_weight.dtype, torch.float32), device=device
+    )
+    for first in range(0, count, size):
+        ids, wanted, positions, documents = (
+            part[first : first + size].to(device, non_blocking=True)
+            for part in (batch.input_ids, batch.labels, batch.positions, batch.document_ids)
+        )
+        with _precision(precision, device):
+            hidden = model(ids, positions=positions, document_ids=documents)
+            summed = linear_cross_entropy(
+                hidden.flatten(0, 1), model.output_weight, wanted.flatten(), z_loss=z_loss
+            )
+        loss = summed / labels
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
+    """One update, and its row of the log."""
+    rate = settings.learning_rate * rate_factor(
+        settings.schedule, run.step, steps=settings.steps, warmup_steps=settings.warmup_steps
+    )
+    loss = accumulate_gradients(
+        run.model,
+        batch,
+        micro_batch_sequences=settings.micro_batch_sequences,
+        precision=settings.precision,
+        z_loss=settings.z_loss,
+    )
+    parameters = list(run.model.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    # One look at both numbers: on a GPU, the only wait of the step.
+    loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
+    _refuse_non_finite(loss_value, norm_value, run.step + 1, rate)
+    if settings.clip is not None and norm_value > settings.clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm, foreach=True)
+    set_rate(run.optimizer, rate)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    if settings.average_from is not None and run.step > settings.average_from * settings.steps:
+        run.mean = run.mean or WeightMean(run.model.named_parameters())
+        run.mean.add(run.model)
+    return {
+        "step": run.step,
+        "tokens": run.step * settings.tokens_per_step,
+        "loss": loss_value,
+        "learning_rate": rate,
+        "grad_norm": norm_value,
+    }
+
+
+def _precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _refuse_non_finite(loss: float, norm: float, step: int, rate: float) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
+    raise DataError(
+        f"The {what} at step {step} (learning rate {rate:.3g}); the update was not made",
+        remedy="Lower learning_rate or lengthen the warm-up, and look at what the step reads (data show)",
+    )
