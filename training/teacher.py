@@ -191,7 +191,7 @@ def _load_transformers(folder: Path, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _check(model: Any, head: nn.Module, folder: Path, precision: Precision) -> bool:
+def _check(model: Any, head: Any, folder: Path, precision: Precision) -> bool:
     """Refuse a model whose logits are not its hidden states times its head; whether it packs documents."""
     size = int(model.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,5 @@
 """Teachers: their logits are transformers' on every document apart, and other vocabularies are refused."""
 
-import json
-
 import pytest
 import torch
 import transformers
