@@ -18,7 +18,7 @@ from training.losses import linear_cross_entropy
 from training.order import Batch, DataOrder
 from training.same_tokenizer import check_teachers_tokenizer
 from training.sparse_distillation import linear_sparse_distillation
-from training.teacher import Teacher, hash_teacher, load_teacher, resolve_teacher
+from training.teacher import Teacher, forward_flops, hash_teacher, load_teacher, resolve_teacher
 from training.teacher_cache import CacheIdentity, TeacherCache, fill_caches, filling, targets_on
 
 CACHE_FOLDER = "teacher_cache"
@@ -80,17 +80,34 @@ class Lessons:
     def __init__(self, order: DataOrder, by_phase: Mapping[str, Lesson]) -> None:
         self._order, self._by_phase = order, by_phase
 
-    def stretches(self, batch: Batch) -> Iterator[tuple[Lesson, Batch]]:
+    def stretches(self, batch: Batch) -> Iterator[tuple[Lesson, int, int]]:
         """The rows of `batch`, which lie next to each other in the order, in runs with one lesson each."""
         phases = [self._order.phase_of(batch.first + row).name for row in range(len(batch.labels))]
         begin = 0
         for end in range(1, len(phases) + 1):
             if end == len(phases) or phases[end] != phases[begin]:
-                yield self._by_phase.get(phases[begin], PLAIN), rows_of(batch, begin, end)
+                yield self._by_phase.get(phases[begin], PLAIN), begin, end
                 begin = end
 
 
 PLAIN = Lesson()
+
+
+def batch_loss(
+    hidden: Tensor, weight: Tensor, batch: Batch, z_loss: float, lessons: Lessons | None
+) -> DistilledLoss:
+    """The loss of `batch`, summed over its labels, from hidden states [B, T, D]; each row by its phase's lesson."""
+    if lessons is None:
+        return PLAIN.loss(hidden, weight, batch, z_loss)
+    losses = [
+        lesson.loss(hidden[begin:end], weight, rows_of(batch, begin, end), z_loss)
+        for lesson, begin, end in lessons.stretches(batch)
+    ]
+    return (
+        losses[0]
+        if len(losses) == 1
+        else DistilledLoss(*(sum(column[1:], column[0]) for column in zip(*losses, strict=True)))
+    )
 
 
 def rows_of(batch: Batch, begin: int, end: int) -> Batch:
@@ -168,7 +185,7 @@ def open_lessons(
             by_phase[phase] = Lesson(settings, teacher=load())
         else:
             needed = documents_read(order, phase, sequences)
-            caches = _open_caches(settings, order, hash_teacher(where), vocabulary, folder, needed, load)
+            caches = _open_caches(settings, order, vocabulary, folder, needed, load)
             by_phase[phase] = Lesson(settings, caches=caches, order=order)
     return Lessons(order, by_phase)
 
@@ -176,48 +193,74 @@ def open_lessons(
 def documents_read(order: DataOrder, phase: str, sequences: int) -> dict[str, list[int]]:
     """The documents, by source, that a phase reads among the first `sequences` sequences of the order."""
     found: dict[str, set[int]] = {}
+    for index in _indices(order, phase, sequences):
+        window = order.window(index)
+        found.setdefault(window.source, set()).update(piece[0] for piece in window.pieces)
+    return {source: sorted(documents) for source, documents in found.items()}
+
+
+def cache_name(settings: Distillation, sequence_tokens: int, vocabulary: int) -> str:
+    """A folder name for the caches of these settings: the same for phases and runs that can share them."""
+    identity = _identity(settings, sequence_tokens, vocabulary)
+    return f"{settings.cache}-{hash_value(asdict(identity))[:12]}"
+
+
+def teaching_flops(order: DataOrder, phase: str, settings: Distillation, sequences: int) -> float:
+    """Floating-point operations of a phase's teacher; of a cached one as if the cache had been empty."""
+    where = resolve_teacher(settings.teacher)
+    if settings.cache == "none":
+        tokens = order.sequence_tokens * len(_indices(order, phase, sequences))
+        return tokens * forward_flops(where, order.sequence_tokens)
+    tokens = sum(
+        int(np.diff(order.sources[source].offsets)[documents].sum())
+        for source, documents in documents_read(order, phase, sequences).items()
+    )
+    return tokens * forward_flops(where, settings.context or order.sequence_tokens)
+
+
+def _indices(order: DataOrder, phase: str, sequences: int) -> list[int]:
+    """Those of the first `sequences` indices that belong to phases of this name."""
+    found: list[int] = []
     first = 0
     for each in order.schedule.phases:
-        last = min(first + each.sequences, sequences)
         if each.name == phase:
-            for index in range(first, last):
-                window = order.window(index)
-                found.setdefault(window.source, set()).update(piece[0] for piece in window.pieces)
+            found.extend(range(first, min(first + each.sequences, sequences)))
         first += each.sequences
-    return {source: sorted(documents) for source, documents in found.items()}
+    return found
+
+
+def _identity(settings: Distillation, sequence_tokens: int, vocabulary: int) -> CacheIdentity:
+    return CacheIdentity(
+        teacher=hash_teacher(resolve_teacher(settings.teacher)),
+        tokenizer="",
+        tokens="",
+        kind=settings.kind,
+        entries=min(settings.entries, vocabulary),
+        temperature=settings.temperature,
+        context=settings.context or sequence_tokens,
+        precision=settings.precision,
+        vocabulary=vocabulary,
+        seed=settings.seed,
+    )
 
 
 def _open_caches(
     settings: Distillation,
     order: DataOrder,
-    teacher: str,
     vocabulary: int,
     folder: Path,
     needed: dict[str, list[int]],
     load: Callable[[], Teacher],
 ) -> dict[str, TeacherCache]:
     """The caches of the needed documents' sources, complete."""
-    identities = {
-        name: CacheIdentity(
-            teacher=teacher,
-            tokenizer=order.sources[name].tokenizer,
-            tokens=order.sources[name].hash,
-            kind=settings.kind,
-            entries=min(settings.entries, vocabulary),
-            temperature=settings.temperature,
-            context=settings.context or order.sequence_tokens,
-            precision=settings.precision,
-            vocabulary=vocabulary,
-            seed=settings.seed,
-        )
-        for name in needed
-    }
-    # Unless a place is named, other settings have another one, and phases with the same settings share theirs.
-    common = hash_value([asdict(identity) | {"tokens": ""} for identity in identities.values()][:1])
-    place = Path(settings.cache_folder or folder / CACHE_FOLDER / f"{settings.kind}-{common[:12]}")
+    common = _identity(settings, order.sequence_tokens, vocabulary)
+    name = cache_name(settings, order.sequence_tokens, vocabulary)
+    place = Path(settings.cache_folder or folder / CACHE_FOLDER / name)
     with filling(place):
-        caches = {
-            name: TeacherCache(place / name, each, order.sources[name]) for name, each in identities.items()
-        }
+        caches = {}
+        for source in (order.sources[name] for name in needed):
+            identity = replace(common, tokenizer=source.tokenizer, tokens=source.hash)
+            inside = place / f"{source.name}-{hash_value(source.hash)[:12]}"
+            caches[source.name] = TeacherCache(inside, identity, source)
         fill_caches(caches, needed, load)
     return caches

@@ -7,6 +7,7 @@ whole. Documents packed into a row do not see each other in the teacher either.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +108,13 @@ def hash_teacher(folder: Path) -> str:
             where=str(folder),
             remedy="Give a folder with config.json, model.safetensors and a tokenizer",
         )
-    return hash_value([(file.name, hash_file(file)) for file in files])
+    return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=16)
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read once in a process: the weights of a large teacher take a minute."""
+    return hash_value([(file.name, hash_file(file)) for file, _, _ in files])
 
 
 def load_teacher(folder: Path, *, vocabulary: int, device: torch.device, precision: Precision) -> Teacher:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError
-from training.lessons import PLAIN, Lessons, batch_on, rows_of
+from training.lessons import Lessons, batch_loss, batch_on, rows_of
 from training.losses import IGNORED
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
@@ -46,7 +46,7 @@ def accumulate_gradients(
     The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
 
     lessons : where rows learn from a teacher
-    parts   : is given the means "cross_entropy" over all labels and "divergence" over those with a teacher
+    parts   : is then given the means "cross_entropy" and "divergence", which is 0 for rows without a teacher
     """
     device = model.output_weight.device
     labels = max(int((batch.labels != IGNORED).sum()), 1)
@@ -54,21 +54,18 @@ def accumulate_gradients(
     size = micro_batch_sequences or count
     wide = torch.promote_types(model.output_weight.dtype, torch.float32)
     total, hard, soft = torch.zeros(3, dtype=wide, device=device).unbind()
-    taught = 0
     for first in range(0, count, size):
-        micro = rows_of(batch, first, min(first + size, count))
-        for lesson, rows in [(PLAIN, micro)] if lessons is None else lessons.stretches(micro):
-            part = batch_on(rows, device)
-            with _precision(precision, device):
-                hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
-                summed = lesson.loss(hidden, model.output_weight, part, z_loss)
-            (summed.total / labels).backward()
-            total += summed.total.detach() / labels
-            hard += summed.cross_entropy / labels
-            soft += summed.divergence
-            taught += int((rows.labels != IGNORED).sum()) if lesson.settings else 0
-    if parts is not None:
-        parts |= {"cross_entropy": hard, "divergence": soft / taught} if taught else {}
+        part = batch_on(rows_of(batch, first, min(first + size, count)), device)
+        with _precision(precision, device):
+            hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
+            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons)
+        loss = summed.total / labels
+        loss.backward()
+        total += loss.detach()
+        hard += summed.cross_entropy / labels
+        soft += summed.divergence / labels
+    if parts is not None and lessons is not None:
+        parts |= {"cross_entropy": hard, "divergence": soft}
     return total
 
 
