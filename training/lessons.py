@@ -103,11 +103,9 @@ def batch_loss(
         lesson.loss(hidden[begin:end], weight, rows_of(batch, begin, end), z_loss)
         for lesson, begin, end in lessons.stretches(batch)
     ]
-    return (
-        losses[0]
-        if len(losses) == 1
-        else DistilledLoss(*(sum(column[1:], column[0]) for column in zip(*losses, strict=True)))
-    )
+    if len(losses) == 1:
+        return losses[0]
+    return DistilledLoss(*(torch.stack(column).sum() for column in zip(*losses, strict=True)))
 
 
 def rows_of(batch: Batch, begin: int, end: int) -> Batch:

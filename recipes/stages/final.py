@@ -67,9 +67,8 @@ def distillation(run: Run) -> dict[str, Distillation]:
     final, found = run.recipe.final, {}
     for phase in final.phases:
         if phase.distill is not None:
-            place = teacher_place(phase.distill.teacher, run.recipe_file)
             settings = Distillation(
-                **phase.distill.model_dump() | {"teacher": place},
+                **phase.distill.model_dump(),
                 tokenizer=str(run.path("tokenizer", "model")),
                 seed=final.seed,
             )
@@ -78,12 +77,6 @@ def distillation(run: Run) -> dict[str, Distillation]:
                 settings = replace(settings, cache_folder=str(run.path("teacher_cache", name)))
             found[phase.name] = settings
     return found
-
-
-def teacher_place(teacher: str, recipe_file: Path) -> str:
-    """A teacher's folder beside the recipe, where there is one; else what the recipe says."""
-    beside = recipe_file.parent / teacher
-    return str(beside) if beside.is_dir() else teacher
 
 
 def _pretrain(run: Run) -> Spent:
