@@ -19,7 +19,8 @@ from training.order import Batch, DataOrder
 from training.same_tokenizer import check_teachers_tokenizer
 from training.sparse_distillation import linear_sparse_distillation
 from training.teacher import Teacher, forward_flops, hash_teacher, load_teacher, resolve_teacher
-from training.teacher_cache import CacheIdentity, TeacherCache, fill_caches, filling, targets_on
+from training.teacher_cache import TeacherCache, fill_caches, filling, targets_on
+from training.teacher_pass import CacheIdentity
 
 CACHE_FOLDER = "teacher_cache"
 

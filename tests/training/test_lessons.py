@@ -206,7 +206,7 @@ def test_a_cache_is_filled_once_grows_and_survives_a_kill(teacher, tmp_path, mon
     whole = lessons_for(settings, order, tmp_path / "whole")._by_phase["taught"].caches
     parts = sorted((tmp_path / "whole").rglob("part-*"))
     assert len(parts) > 4
-    real, calls = teacher_cache._entries_of_documents, []
+    real, calls = teacher_cache.entries_of_documents, []
 
     def dies(*arguments):
         calls.append(1)
@@ -214,7 +214,7 @@ def test_a_cache_is_filled_once_grows_and_survives_a_kill(teacher, tmp_path, mon
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(teacher_cache, "_entries_of_documents", dies)
+    monkeypatch.setattr(teacher_cache, "entries_of_documents", dies)
     with pytest.raises(KeyboardInterrupt):
         lessons_for(settings, order, tmp_path / "killed")
     again = lessons_for(settings, order, tmp_path / "killed")._by_phase["taught"].caches
@@ -225,7 +225,7 @@ def test_a_cache_is_filled_once_grows_and_survives_a_kill(teacher, tmp_path, mon
             whole[window.source].read(window.pieces), again[window.source].read(window.pieces), strict=True
         ):
             np.testing.assert_array_equal(one, other)
-    monkeypatch.setattr(teacher_cache, "_entries_of_documents", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(teacher_cache, "entries_of_documents", lambda *a: pytest.fail("computed again"))
     monkeypatch.setattr("training.lessons.load_teacher", lambda *a, **k: pytest.fail("loaded for nothing"))
     lessons_for(settings, order, tmp_path / "killed")
 
