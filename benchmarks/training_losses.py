@@ -144,6 +144,7 @@ def memory_table(quick: bool) -> str:
             )
     gradient = width * vocabulary * 4 / 2**20
     note = f"\nOf each, {gradient:,.0f} MB are the weight's gradient in float32; its scaled copy is as large again.\n"
+    note += f"Up to {gradient:,.0f} MB that was free before (the weight's first draft) is not counted, in either column.\n"
     return table(("tokens", "precision", "plain", "chunked"), rows) + note
 
 
@@ -286,7 +287,9 @@ def main() -> None:
         lambda: step_table(quick),
         lambda: "Squared error of the gradient by the logits from a cache, against the whole distribution:\n",
         variance_table,
-        lambda: "Peak memory added by one forward and backward, in a process of its own:\n",
+        lambda: (
+            "Peak memory added by one forward and backward, width 256, 128,256 entries, in a process of its own:\n"
+        ),
         lambda: memory_table(quick),
         lambda: against_torch(quick),
     ]
