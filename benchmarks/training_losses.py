@@ -144,7 +144,7 @@ def memory_table(quick: bool) -> str:
             )
     gradient = width * vocabulary * 4 / 2**20
     note = f"\nOf each, {gradient:,.0f} MB are the weight's gradient in float32; its scaled copy is as large again.\n"
-    note += f"Up to {gradient:,.0f} MB that was free before (the weight's first draft) is not counted, in either column.\n"
+    note += f"Up to {gradient:,.0f} MB that was free before (the weight's first draft) is not counted, in either.\n"
     return table(("tokens", "precision", "plain", "chunked"), rows) + note
 
 
