@@ -30,7 +30,7 @@ from training.checkpoint import (
 )
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
-from training.order import DataOrder
+from training.order import Order
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
 from training.update import Run, update
@@ -58,7 +58,7 @@ class TrainResult:
 
 def train(
     model_config: ModelConfig,
-    order: DataOrder,
+    order: Order,
     settings: TrainSettings,
     out: Path | str,
     *,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curation.errors import RecipeError
 from training.model import ModelConfig
-from training.order import DataOrder
+from training.order import Order
 from training.schedules import Schedule, check_schedule
 
 
@@ -64,7 +64,7 @@ def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     return {key: value for key, value in asdict(settings).items() if key != "resume_every"}
 
 
-def check_settings(settings: TrainSettings, config: ModelConfig, order: DataOrder) -> None:
+def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -> None:
     """Raise RecipeError for settings that cannot be, or that do not fit the data or the model."""
     check_schedule(settings.schedule, steps=settings.steps, warmup_steps=settings.warmup_steps)
     needed = settings.steps * settings.batch_sequences

@@ -229,9 +229,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     needed = {"schema", "source", "dtype", "documents", "tokens", "hash", "tokenizer", "vocab_size", "parts"}
     whole = isinstance(record, dict) and needed <= record.keys() and record["dtype"] in ("<u2", "<u4")
     parts = record["parts"] if whole else None
-    if not isinstance(parts, list) or not parts or not all(_PART_FIELDS <= set(part) for part in parts):
+    listed = isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts)
+    if not listed or any(_PART_FIELDS - part.keys() for part in parts):
         raise _damaged(folder, "has a shard.json without the fields that describe its tokens")
-    return record
+    return dict(record)
 
 
 def _damaged(folder: Path, why: str) -> DataError:

@@ -57,6 +57,7 @@ def data_order(run: Run) -> DataOrder:
 def _pretrain(run: Run) -> Spent:
     final = run.recipe.final
     order = data_order(run)
+    order.check_epochs(final.max_epochs)
     with one_thread():
         result = train(
             model_config(run.recipe),

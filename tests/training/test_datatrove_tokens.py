@@ -80,7 +80,7 @@ def test_four_byte_tokens_and_empty_documents(tmp_path, tokenizer):
 
 def test_another_tokenizer_is_refused(theirs, tokenizer, tmp_path):
     other = train_tokenizer(["entirely different words"] * 3, 290, tmp_path / "other")
-    with pytest.raises(DataError, match="tokens are of the tokenizer '.*tokenizer.json', not of the one given"):
+    with pytest.raises(DataError, match=r"of the tokenizer '.*tokenizer\.json', not of the one given"):
         open_datatrove(theirs, other, "web")
     with pytest.raises(DataError, match="not of the one given, 'gpt2'"):
         open_datatrove(theirs, tokenizer, "web", tokenizer_name="gpt2")
