@@ -81,7 +81,9 @@ def open_datatrove(
         lengths.append(found[found > 0])
         numbers.append(np.flatnonzero(found))
     if len({array.dtype for array in arrays}) > 1:
-        raise DataError("The files have tokens of different sizes", where=str(path), remedy="Name one of them")
+        raise DataError(
+            "The files have tokens of different sizes", where=str(path), remedy="Name one of them"
+        )
     content = [[f.name, sampled_hash(f), hash_file(_index_file(f))] for f in files]
     documents = sum(map(len, lengths))
     return TokenSource(

@@ -23,7 +23,9 @@ from training.model import Decoder, Family
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
-SHARD_BYTES = 5 * 10**9  # what transformers 4 wrote by default; each file is held in memory once more as it is read
+SHARD_BYTES = (
+    5 * 10**9
+)  # what transformers 4 wrote by default; each file is held in memory once more as it is read
 
 
 def save_huggingface(

@@ -109,9 +109,7 @@ def write_tokens(
                 remedy="Leave it out of the recipe, or look in its funnel for the stage that dropped all",
             )
         totals = {name: sum(part[name] for part in parts) for name in ("documents", "tokens", "text_bytes")}
-        write_json(
-            pending / "shard.json", described | totals | {"parts": parts, "hash": content_hash(parts)}
-        )
+        write_json(pending / "shard.json", described | totals | {"parts": parts, "hash": content_hash(parts)})
         _publish(pending, folder, len(parts))
     return TokenSource.open(folder)
 

@@ -57,7 +57,13 @@ def show_data(
         print_json(rows)
         return
     headings = {"index": "Seq.", "rank": "Rank"} if ranks > 1 else {"index": "Seq."}
-    headings |= {"source": "Source", "epoch": "Ep.", "document": "Document", "tokens": "Tokens", "text": "Text"}
+    headings |= {
+        "source": "Source",
+        "epoch": "Ep.",
+        "document": "Document",
+        "tokens": "Tokens",
+        "text": "Text",
+    }
     phases = " and ".join(dict.fromkeys(row["phase"] for row in rows))
     print_table(f"Step {step}, phase {phases}", _by_document(rows, ranks), headings)
 

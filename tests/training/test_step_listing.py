@@ -38,7 +38,9 @@ def test_texts_are_those_of_the_tokens():
             assert document["text"] == str(whole[document["start"] : document["stop"]].tolist())
 
 
-@pytest.mark.parametrize(("step", "ranks", "sentence"), [(4, 1, "last step is 3"), (0, 3, "divides the batch")])
+@pytest.mark.parametrize(
+    ("step", "ranks", "sentence"), [(4, 1, "last step is 3"), (0, 3, "divides the batch")]
+)
 def test_what_cannot_be_listed_is_a_recipe_error(step, ranks, sentence):
     with pytest.raises(RecipeError, match=sentence):
         list_step(make_order(WEIGHTS, [20, 12]), step, 8, ranks=ranks)

@@ -143,9 +143,7 @@ def test_parts_are_files_and_read_as_one_array(tokenizer, tmp_path):
 
 def test_any_number_of_workers_writes_the_same_bytes(tokenizer, tmp_path):
     for workers in (0, 1, 2):
-        write_tokens(
-            many(300), tokenizer, tmp_path / str(workers), "web", workers=workers, part_bytes=1500
-        )
+        write_tokens(many(300), tokenizer, tmp_path / str(workers), "web", workers=workers, part_bytes=1500)
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
