@@ -54,7 +54,11 @@ def rankme_of_gram(gram: Tensor, epsilon: float = EPSILON) -> float:
 
 @torch.no_grad()
 def representation_rankme(
-    model: Decoder, texts: Sequence[Sequence[int] | np.ndarray], *, context: int | None = None, epsilon: float = EPSILON
+    model: Decoder,
+    texts: Sequence[Sequence[int] | np.ndarray],
+    *,
+    context: int | None = None,
+    epsilon: float = EPSILON,
 ) -> float:
     """RankMe of the final hidden states at every token of `texts`, each text alone and cut after `context`.
 

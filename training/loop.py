@@ -33,6 +33,7 @@ from training.optimizer import build_adamw
 from training.order import Order
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.start_check import refuse_other_tokenizer
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
@@ -83,6 +84,7 @@ def train(
     """
     out = Path(out)
     check_settings(settings, model_config, order)
+    refuse_other_tokenizer(init_from, order)
     start = start_hash(init_from)
     described = describe_run(model_config, order.fingerprint(), deciding_settings(settings), start)
     with only_process_in(out):

@@ -128,7 +128,9 @@ def _fused_layer(config: ModelConfig, rows: int, tokens: int, size: int) -> int:
     """The tensors that `FusedLayer.forward` saves: activations, copies of weights, shares of attention."""
     count = rows * tokens
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    saved = 2 * config.dim + 2 * queries + 2 * keys + 4 * config.ffn_dim  # units, qk, mixed, value, feed-forward
+    saved = (
+        2 * config.dim + 2 * queries + 2 * keys + 4 * config.ffn_dim
+    )  # units, qk, mixed, value, feed-forward
     scales = 4 * (2 + config.heads + config.kv_heads)
     weights = _layer_weights(config) // 4
     joined = config.dim * (queries + 2 * keys + 2 * config.ffn_dim)  # float32 copies, stacked

@@ -228,8 +228,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"is of schema {record['schema']}, and this version reads {SCHEMA}")
     needed = {"schema", "source", "dtype", "documents", "tokens", "hash", "tokenizer", "vocab_size", "parts"}
     whole = isinstance(record, dict) and needed <= record.keys() and record["dtype"] in ("<u2", "<u4")
-    parts = record["parts"] if whole else None
-    listed = isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts)
+    parts = record["parts"] if whole else []
+    listed = isinstance(parts, list) and bool(parts) and all(isinstance(part, dict) for part in parts)
     if not listed or any(_PART_FIELDS - part.keys() for part in parts):
         raise _damaged(folder, "has a shard.json without the fields that describe its tokens")
     return dict(record)

@@ -59,14 +59,17 @@ def test_representations_are_the_states_of_each_text_alone():
     assert found == pytest.approx(defined(states.double().numpy()), rel=1e-6)
     both = rankme_of_model(model, {"all": texts}, context=20)
     assert both["all"] == found
-    assert both["embeddings"] == pytest.approx(defined(model.output_weight.detach().double().numpy()), rel=1e-6)
+    assert both["embeddings"] == pytest.approx(
+        defined(model.output_weight.detach().double().numpy()), rel=1e-6
+    )
 
 
 def test_a_run_logs_probe_losses_and_rankme(tmp_path):
     tokenizer = train_tokenizer(["some words about numbers and code"] * 4, 300, tmp_path / "tokenizer")
     texts = {"code": ["some words about code", "numbers"], "maths": ["words about numbers"]}
     probes = {
-        name: [Document(document_id(name, text), text, name) for text in found] for name, found in texts.items()
+        name: [Document(document_id(name, text), text, name) for text in found]
+        for name, found in texts.items()
     }
     order = make_order()
     vocabulary = max(len(tokenizer), max(source.vocab_size for source in order.sources.values()))
