@@ -14,7 +14,6 @@ from training.losses import CHUNK_LOGITS, CHUNK_LOGITS_CPU
 from training.model_config import ModelConfig
 from training.settings import TrainSettings
 
-
 # What a process on a CPU holds beyond its tensors: libraries that load at the first step, and what the allocator
 # keeps between tensors of other sizes. Fitted to ten shapes of 5 to 33 million parameters (docs/training.md).
 LIBRARY_BYTES, ALLOCATOR_SLACK = 40 << 20, 0.12

@@ -38,9 +38,12 @@ def document_ends(tokenizer: Any) -> tuple[int, int]:
     return (tokenizer.eos_token_id if bos is None else bos), tokenizer.eos_token_id
 
 
-def hash_tokenizer(tokenizer: Any) -> str:
-    """Hex sha256 of a tokenizer: vocabulary, merges, rules, and the tokens that begin and end a document."""
-    return hash_value([tokenizer_json(tokenizer), *document_ends(tokenizer)])
+def hash_tokenizer(tokenizer: Any, text: str | None = None) -> str:
+    """Hex sha256 of a tokenizer: vocabulary, merges, rules, and the tokens that begin and end a document.
+
+    text : its `tokenizer_json`, where that is there already; a large one takes a second to make
+    """
+    return hash_value([text or tokenizer_json(tokenizer), *document_ends(tokenizer)])
 
 
 def tokenizer_json(tokenizer: Any) -> str:

@@ -89,18 +89,19 @@ def write_tokens(
     bos, eos = document_ends(tokenizer)
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4").str
     pending = folder.with_name(f".{folder.name}.partial")
+    tokenizer_text = tokenizer_json(tokenizer)
     described = {
         "schema": SCHEMA,
         "source": source,
         "dtype": dtype,
-        "tokenizer": hash_tokenizer(tokenizer),
+        "tokenizer": hash_tokenizer(tokenizer, tokenizer_text),
         "vocab_size": len(tokenizer),
         "bos": bos,
         "eos": eos,
     }
     with writing_to(folder), _only_writer(pending, described | {"part_bytes": part_bytes}):
         plan = _Plan(pending, source, dtype, bos, eos)
-        parts = _write_parts(documents, tokenizer_json(tokenizer), plan, workers, part_bytes)
+        parts = _write_parts(documents, tokenizer_text, plan, workers, part_bytes)
         if not parts:
             shutil.rmtree(pending)
             raise DataError(
