@@ -81,12 +81,18 @@ def main() -> None:
         times = paired(work, rounds=arguments.rounds)
     size = sum(len(text.encode()) for _, text in documents) / 1e6
     rows = [
-        [name, f"{tokens / time.seconds:,.0f}", f"{size / time.seconds:.2f}", f"{time.ratio(times['datatrove']):.2f}"]
+        [
+            name,
+            f"{tokens / time.seconds:,.0f}",
+            f"{size / time.seconds:.2f}",
+            f"{time.ratio(times['datatrove']):.2f}",
+        ]
         for name, time in times.items()
     ]
     text = (
         "## Tokenisation\n\n"
-        f"{len(documents):,} documents, {size:.1f} MB, {tokens:,} tokens of a byte-level BPE of {VOCABULARY:,}; one thread, "
+        f"{len(documents):,} documents, {size:.1f} MB, {tokens:,} tokens of a byte-level BPE of "
+        f"{VOCABULARY:,}; one thread, "
         "CPU time of the process, median of paired rounds (`python -m benchmarks.training_tokens`).\n\n"
         + table(["", "tokens/s", "MB/s", "against datatrove"], rows)
         + f"\n{machine('tokenizers', 'datatrove', 'numpy')}\n"

@@ -41,7 +41,7 @@ def save_huggingface(
 
     tokenizer  : a transformers tokenizer, saved beside the weights; its special tokens go into the configs
     generation : entries of generation_config.json, for example {"temperature": 0.6, "do_sample": True}, or what
-                 `read_generation` found; its bos, eos and pad ids (eos may be a list) come before the tokenizer's
+                 `read_generation` found; all its eos ids and the tokenizer's end an answer
     dtype      : precision of the file; by default that of the parameters, so that the bits are the same
     shard_bytes : beyond so many bytes, several files and an index
 
@@ -62,14 +62,14 @@ def save_huggingface(
     from training.tokenizer import write_tokenizer  # here, because it imports transformers
 
     generation = generation or {}
-    special = _special_tokens(tokenizer) | {k: generation[k] for k in SPECIAL if k in generation}
+    special = _special_tokens(tokenizer, generation)
     described = config_to_huggingface(model.config) | special
     described["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     with replacing_folder(folder) as temporary:
         if tokenizer is not None:
             write_tokenizer(tokenizer, temporary)
         write_json(temporary / "config.json", described)
-        write_json(temporary / GENERATION, special | generation)
+        write_json(temporary / GENERATION, generation | special)
         _write_weights(state, temporary, shard_bytes)
 
 
@@ -151,8 +151,16 @@ def _from_huggingface(name: str) -> str:
     return name.removeprefix("model.").replace(".feed_forward.", ".mlp.")
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    return {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name, None) is not None}
+def _special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+    """The ids of bos, eos (a list where there are several) and pad; the tokenizer's, and what it does not have."""
+    found = {name: generation[name] for name in SPECIAL if generation.get(name) is not None}
+    own = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name, None) is not None}
+    ends = found.get("eos_token_id", own.get("eos_token_id"))
+    listed = ends if isinstance(ends, list) else [ends]
+    if "eos_token_id" in own and own["eos_token_id"] not in listed:
+        # The model may have been given an end of its own, as a chat model is: the old ones still end an answer.
+        ends = [own["eos_token_id"], *listed]
+    return found | own | ({} if ends is None else {"eos_token_id": ends})
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

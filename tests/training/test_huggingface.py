@@ -322,6 +322,10 @@ def test_generation_settings_and_added_tokens_survive_the_round_trip(tmp_path):
     assert reloaded.chat_template == tokenizer.chat_template and reloaded.encode("<|tool|><|eot|>")[1:] == [
         *tokenizer.convert_tokens_to_ids(["<|tool|>", "<|eot|>"])
     ]
+    reloaded.eos_token = "<|tool|>"  # a new end joins the old ones
+    save_huggingface(model, tmp_path / "three", reloaded, found)
+    new = reloaded.convert_tokens_to_ids("<|tool|>")
+    assert read_generation(tmp_path / "three")["eos_token_id"] == [new, *ends]
     (tmp_path / "two" / "generation_config.json").unlink()
     assert read_generation(tmp_path / "two")["eos_token_id"] == ends, "config.json has them too"
 
