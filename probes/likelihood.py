@@ -23,7 +23,7 @@ import torch
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from training.losses import linear_cross_entropy
-from training.tokenizer import encode_text
+from training.text_encoding import text_encoder
 
 if TYPE_CHECKING:
     from training.model import Decoder
@@ -94,7 +94,7 @@ def tokenize_documents(documents: Sequence[_Text], tokenizer: Any) -> list[Token
     double = [name for name, count in Counter(d.id for d in documents).items() if count > 1]
     if double:
         raise DataError(f"Document {double[0]} is there twice", remedy="Score each document once")
-    encoded = encode_text(tokenizer, [d.text for d in documents]) if documents else []
+    encoded = text_encoder(tokenizer)([d.text for d in documents]) if documents else []
     return [
         TokenizedDocument(
             id=document.id,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from curation.progress import progress
 from recipes.execute import remaining
 from recipes.pipeline import Run
 from recipes.schema import Recipe
 from recipes.stages import STAGES, stages_for
-from recipes.stages.training_setup import model_config
-
-MEASURE_STEPS = 3
+from recipes.stages.training_setup import model_config, one_thread, train_settings
 
 
 def make_plan(run: Run) -> dict[str, Any]:
@@ -43,37 +39,40 @@ def make_plan(run: Run) -> dict[str, Any]:
         "stages": rows,
         "seconds": sum(row["seconds"] for row in todo),
         "disk_megabytes": disk_megabytes(run.recipe) if todo else 0.0,
+        "final_training": plan_final(run.recipe),
         "speed": f"measured now: {rate / 1e9:.0f} GFLOP/s of training on one thread, {run.workers} workers.",
     }
 
 
 def measure_flops(recipe: Recipe) -> float:
     """Floating-point operations per second of training the recipe's model on one thread of this machine."""
-    import torch
+    from training.training_plan import measure_step
 
-    from training.losses import linear_cross_entropy
-    from training.model import Decoder
-
+    settings = train_settings(recipe.proxy, recipe.proxy.tokens, seed=0)
     config = model_config(recipe)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = Decoder(config)
-        shape = (recipe.proxy.batch_sequences, recipe.proxy.sequence_tokens)
-        tokens = torch.randint(0, config.vocab_size, shape)
-        low = recipe.proxy.precision == "bfloat16"
-        with progress("measuring the speed of training", MEASURE_STEPS + 1, "steps") as task:
-            for step in range(MEASURE_STEPS + 1):
-                if step == 1:
-                    started = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                    hidden = model(tokens).flatten(0, 1)
-                    linear_cross_entropy(hidden, model.output_weight, tokens.flatten()).backward()
-                task.advance()
-        seconds = (time.perf_counter() - started) / MEASURE_STEPS
-        return tokens.numel() * config.flops_per_token(shape[1]) / seconds
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        seconds = measure_step(config, settings)
+    return settings.tokens_per_step * config.flops_per_token(settings.sequence_tokens) / seconds
+
+
+def plan_final(recipe: Recipe) -> dict[str, Any]:
+    """Memory and time of the final training, from its shapes and a few of its steps."""
+    from recipes.stages.final import final_settings
+    from training.training_plan import plan_training
+
+    with one_thread():
+        plan = plan_training(model_config(recipe), final_settings(recipe.final))
+    memory = plan.memory
+    parts = ("weights", "gradients", "moments", "mean", "activations", "working", "peak")
+    return {
+        "parameters": model_config(recipe).parameters(),
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "step_seconds": float(f"{plan.step_seconds:.4g}"),
+        "seconds": round(plan.seconds, 1),
+        "process_megabytes": round(plan.total_bytes / 1e6, 1),
+        "peak_at": memory.moment,
+    } | {f"{name}_megabytes": round(getattr(memory, name) / 1e6, 1) for name in parts}
 
 
 def disk_megabytes(recipe: Recipe) -> float:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from recipes.settings import Count, Name, Positive, Settings, Share
 
 Method = Literal["uniform", "proportional", "influence", "leave_one_out"]
+Schedule = Literal["linear_to_tenth", "linear_to_zero", "cosine", "constant", "wsd"]
 
 
 class ModelSettings(Settings):
@@ -40,7 +41,7 @@ class OptimisationSettings(Settings):
     batch_sequences: Count = 16
     learning_rate: Positive = 4e-3
     warmup_share: Share = 0.05
-    schedule: Literal["linear_to_tenth", "linear_to_zero", "cosine", "constant", "wsd"] = "linear_to_tenth"
+    schedule: Schedule = "linear_to_tenth"
     weight_decay: float = Field(default=0.1, ge=0.0)
     clip: Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -169,6 +170,11 @@ class FinalPhase(Settings):
     mixture: Literal["uniform", "proportional", "influence", "leave_one_out", "recommended"]
     distill: DistillSettings | None = None
     """The teacher of this phase; none by default."""
+    learning_rate: Positive | None = None
+    schedule: Schedule | None = None
+    warmup_share: Share | None = None
+    """With any of these in any phase, each phase has a schedule of its own: the paper's pre-training to a tenth, then
+    mid-training to zero. What a phase leaves out is that of `final`, but only the first warms up unasked."""
 
 
 class FinalSettings(OptimisationSettings):
@@ -176,6 +182,8 @@ class FinalSettings(OptimisationSettings):
 
     tokens: Count = 2_000_000
     seed: int = 7
+    evaluations: int = Field(default=4, ge=0)
+    """Evenly spaced moments at which probe losses and RankMe are measured, the last included; 0 = none."""
     phases: list[FinalPhase] = Field(
         default=[
             FinalPhase(name="broad", share=0.6, mixture="uniform"),

@@ -10,7 +10,7 @@ from mixing.fit import METHODS
 from training.huggingface import save_huggingface
 from training.model import Decoder, preset
 from training.tokenizer import load_tokenizer, train_tokenizer
-from training.tokens import write_tokens
+from training.tokenizing import write_tokens
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

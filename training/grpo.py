@@ -18,7 +18,7 @@ from curation.errors import DataError
 from training.checkpoint import describe_run, list_checkpoints, refuse_other_settings, remove_checkpoint
 from training.grpo_run import GrpoRun
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
-from training.huggingface import save_huggingface
+from training.huggingface import read_generation, save_huggingface
 from training.loop import choose_device, only_process_in, start_hash
 from training.prompts import Question, read_questions
 from training.rewards import Reward, describe_reward, named_reward
@@ -93,6 +93,7 @@ def grpo(
                 reference = load_start(start).requires_grad_(False).to(device)
             run = GrpoRun(out, model, reference, tokenizer, questions, tests, function, settings, described)
             run.train()
+            generation = read_generation(start) | (generation or {})
             save_huggingface(run.model, out / "model", tokenizer, generation)
             rows = run.evaluations()
             write_json(out / "result.json", {"steps": settings.steps, "updates": run.policy.updates, **rows})

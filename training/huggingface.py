@@ -21,6 +21,11 @@ from training.huggingface_config import SUPPORTED, config_from_huggingface, conf
 from training.model import Decoder, Family
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION = "generation_config.json"
+SHARD_BYTES = (
+    5 * 10**9
+)  # what transformers 4 wrote by default; each file is held in memory once more as it is read
 
 
 def save_huggingface(
@@ -30,12 +35,15 @@ def save_huggingface(
     generation: dict[str, Any] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write `model` as a folder that transformers, vLLM and llama.cpp's converter load. Atomic.
 
     tokenizer  : a transformers tokenizer, saved beside the weights; its special tokens go into the configs
-    generation : entries of generation_config.json, for example {"temperature": 0.6, "do_sample": True}
+    generation : entries of generation_config.json, for example {"temperature": 0.6, "do_sample": True}, or what
+                 `read_generation` found; all its eos ids and the tokenizer's end an answer
     dtype      : precision of the file; by default that of the parameters, so that the bits are the same
+    shard_bytes : beyond so many bytes, several files and an index
 
     The same model gives the same bytes. Raises DataError when the tokenizer has more tokens than the model.
     """
@@ -53,15 +61,16 @@ def save_huggingface(
     }
     from training.tokenizer import write_tokenizer  # here, because it imports transformers
 
-    special = _special_tokens(tokenizer)
+    generation = generation or {}
+    special = _special_tokens(tokenizer, generation)
     described = config_to_huggingface(model.config) | special
     described["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     with replacing_folder(folder) as temporary:
         if tokenizer is not None:
             write_tokenizer(tokenizer, temporary)
         write_json(temporary / "config.json", described)
-        write_json(temporary / "generation_config.json", special | (generation or {}))
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_json(temporary / GENERATION, generation | special)
+        _write_weights(state, temporary, shard_bytes)
 
 
 def load_huggingface(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -97,6 +106,41 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     return _read_json(path)
 
 
+def read_generation(folder: Path | str) -> dict[str, Any]:
+    """The generation settings of a model folder, for `save_huggingface`: sampling, and all ids that end an answer.
+
+    The ids are taken from config.json where generation_config.json does not have them.
+    """
+    folder = Path(folder)
+    described = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = {name: described[name] for name in SPECIAL if described.get(name) is not None}
+    if (folder / GENERATION).is_file():
+        found |= _read_json(folder / GENERATION)
+    return {k: v for k, v in found.items() if k not in ("transformers_version", "_from_model_config")}
+
+
+def _write_weights(state: dict[str, Tensor], folder: Path, shard_bytes: int) -> None:
+    """One file, or numbered ones of at most `shard_bytes` (a larger tensor has one to itself) and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
 def _to_huggingface(name: str, family: Family) -> str:
     if name == "lm_head.weight":
         return name
@@ -107,9 +151,16 @@ def _from_huggingface(name: str) -> str:
     return name.removeprefix("model.").replace(".feed_forward.", ".mlp.")
 
 
-def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None) is not None}
+def _special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+    """The ids of bos, eos (a list where there are several) and pad; the tokenizer's, and what it does not have."""
+    found = {name: generation[name] for name in SPECIAL if generation.get(name) is not None}
+    own = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name, None) is not None}
+    ends = found.get("eos_token_id", own.get("eos_token_id"))
+    listed = ends if isinstance(ends, list) else [ends]
+    if "eos_token_id" in own and own["eos_token_id"] not in listed:
+        # The model may have been given an end of its own, as a chat model is: the old ones still end an answer.
+        ends = [own["eos_token_id"], *listed]
+    return found | own | ({} if ends is None else {"eos_token_id": ends})
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

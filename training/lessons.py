@@ -134,7 +134,7 @@ def batch_on(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def check_phases(distillation: Mapping[str, Distillation], order: object) -> None:
+def check_lessons(distillation: Mapping[str, Distillation], order: object) -> None:
     """Raise RecipeError for a lesson that cannot be, or for a phase that the order has not."""
     if not distillation:
         return

@@ -31,9 +31,10 @@ from training.checkpoint import (
 from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
-from training.order import DataOrder
+from training.order import DataOrder, Order
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.start_check import refuse_other_tokenizer
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
@@ -59,7 +60,7 @@ class TrainResult:
 
 def train(
     model_config: ModelConfig,
-    order: DataOrder,
+    order: Order,
     settings: TrainSettings,
     out: Path | str,
     *,
@@ -84,6 +85,7 @@ def train(
     """
     out = Path(out)
     check_settings(settings, model_config, order)
+    refuse_other_tokenizer(init_from, order)
     start = start_hash(init_from)
     described = describe_run(model_config, order.fingerprint(), deciding_settings(settings), start)
     with only_process_in(out):
@@ -91,7 +93,7 @@ def train(
         if (out / "result.json").exists():
             return _read_result(out)
         run = _begin(out, model_config, settings, described, init_from)
-        if settings.distillation:
+        if settings.distillation and isinstance(order, DataOrder):  # check_settings refuses others
             run.lessons = open_lessons(
                 settings.distillation,
                 order,

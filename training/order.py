@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,6 +84,31 @@ class Batch:
     first: int = 0
 
 
+class HasVocabulary(Protocol):
+    """Anything whose tokens are below `vocab_size`."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class Order(Protocol):
+    """All that training needs of an order: `DataOrder` is one, the chats of `training.sft` are another.
+
+    sources     : by name, whatever is read; only the size of its vocabulary is asked
+    batch       : a pure function of the index, so that a run's place in it is one integer
+    fingerprint : hash of all that `batch` depends on; a run is not continued with another
+    """
+
+    @property
+    def sequences(self) -> int: ...
+    @property
+    def sequence_tokens(self) -> int: ...
+    @property
+    def sources(self) -> Mapping[str, HasVocabulary]: ...
+    def batch(self, first: int, count: int) -> Batch: ...
+    def fingerprint(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class SourceUse:
     """What a phase reads of a source.
@@ -115,9 +140,10 @@ class DataOrder:
         self, schedule: MixtureSchedule, sources: Mapping[str, TokenSource], sequence_tokens: int
     ) -> None:
         _check_schedule(schedule, sources, sequence_tokens)
-        self.schedule, self.sequence_tokens = schedule, sequence_tokens
-        self.sources = {name: sources[name] for name in sorted(sources)}
-        self.sequences = schedule.sequences
+        self.schedule = schedule
+        self.sequence_tokens: int = sequence_tokens
+        self.sources: dict[str, TokenSource] = {name: sources[name] for name in sorted(sources)}
+        self.sequences: int = schedule.sequences
         self._names = list(self.sources)
         self._starts, self._taken = _block_counts(schedule, self._names)
         self._streams = [
@@ -204,18 +230,30 @@ class DataOrder:
 
         most : one cap for all sources, or one by source; a source that is not named has none
         """
+        short = []
         for name, source in self.sources.items():
             cap = most.get(name, math.inf) if isinstance(most, Mapping) else most
             read = round(self.epochs(name) * source.total_tokens)
             # Shares come in whole sequences: what rounding adds is not the user's mistake.
             if read - self.sequence_tokens >= cap * source.total_tokens:
                 missing = math.ceil(read - cap * source.total_tokens)
-                raise RecipeError(
-                    f"The mixture reads {name} {self.epochs(name):.2f} times, and the cap is {cap:g}: "
-                    f"{missing:,} tokens are missing (it has {source.total_tokens:,})",
-                    where=f"weights.{name}",
-                    remedy="Lower its weight or the budget, raise max_epochs, or add documents",
+                sentence = (
+                    f"reads {name} {self.epochs(name):.2f} times, and the cap is {cap:g}: {missing:,} tokens "
+                    f"are missing (it has {source.total_tokens:,})"
                 )
+                short.append((-missing, sentence, f"weights.{name} (phase {self._phase_beyond(name, cap)})"))
+        if short:
+            _, sentences, places = zip(*sorted(short), strict=True)
+            raise RecipeError(
+                "The mixture " + "; it ".join(sentences),
+                where=", ".join(places),
+                remedy="Lower its weight or the budget, raise max_epochs, or add documents",
+            )
+
+    def _phase_beyond(self, name: str, cap: float) -> str:
+        """The phase in which a source is read more than `cap` times."""
+        uses = [use for use in self.plan() if use.source == name]
+        return next((use.phase for use in uses if use.epochs_so_far > cap), uses[-1].phase)
 
     def fingerprint(self) -> str:
         """Hex sha256 of all that the order depends on: the schedule, the sources' content, the length."""

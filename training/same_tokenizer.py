@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.errors import DataError
-from training.tokens import hash_tokenizer, text_encoder
+from training.text_encoding import hash_tokenizer, text_encoder
 
 # Spaces, case, digits, accents, scripts without spaces, an emoji of several code points, code, line ends.
 PROBE = (

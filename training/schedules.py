@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from curation.errors import RecipeError
@@ -48,6 +50,62 @@ def rate_factor(schedule: Schedule, step: int, *, steps: int, warmup_steps: int)
             falling = max(1, round(WSD_DECAY * steps))
             begun = step - (steps - falling)
             return 1.0 if begun <= 0 else 1 - math.sqrt(begun / falling)
+
+
+@dataclass(frozen=True)
+class RatePhase:
+    """A stretch of a run with a peak rate, a schedule and a warm-up of its own.
+
+    steps : updates of this phase; the warm-up is among them
+    """
+
+    steps: int
+    learning_rate: float
+    schedule: Schedule
+    warmup_steps: int = 0
+
+
+def phased_rate(phases: Sequence[RatePhase], step: int) -> float:
+    """The learning rate of update `step`, from 0, of phases that follow each other.
+
+    MobileLLM-R1's pre-training to a tenth and then its mid-training to zero, at a hundredth of their lengths:
+
+    >>> pre, mid = RatePhase(5000, 4e-3, "linear_to_tenth", 20), RatePhase(500, 3.6e-4, "linear_to_zero")
+    >>> [float(f"{phased_rate((pre, mid), s):.3g}") for s in (0, 19, 4999, 5000, 5250, 5499)]
+    [0.0002, 0.004, 0.000401, 0.00036, 0.00018, 7.2e-07]
+    """
+    begun = 0
+    for phase in phases:
+        if step < begun + phase.steps:
+            factor = rate_factor(
+                phase.schedule, step - begun, steps=phase.steps, warmup_steps=phase.warmup_steps
+            )
+            return phase.learning_rate * factor
+        begun += phase.steps
+    raise RecipeError(
+        f"There is no learning rate for step {step}: the phases have {begun} together",
+        where="rate_phases",
+        remedy="Give them as many steps as the run has",
+    )
+
+
+def check_phases(phases: Sequence[RatePhase], steps: int) -> None:
+    """Raise RecipeError for phases that cannot be, or that do not fill a run of `steps` updates."""
+    for number, phase in enumerate(phases):
+        check_schedule(phase.schedule, steps=phase.steps, warmup_steps=phase.warmup_steps)
+        if not (math.isfinite(phase.learning_rate) and phase.learning_rate > 0):
+            raise RecipeError(
+                f"The learning rate of phase {number} is {phase.learning_rate}",
+                where="rate_phases",
+                remedy="Give a positive number",
+            )
+    total = sum(phase.steps for phase in phases)
+    if phases and total != steps:
+        raise RecipeError(
+            f"The phases of the learning rate have {total} steps, and the run {steps}",
+            where="rate_phases",
+            remedy="Give them as many steps as the run has",
+        )
 
 
 def check_schedule(schedule: str, *, steps: int, warmup_steps: int) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from curation.errors import RecipeError
 from training.distillation_settings import Distillation, deciding_distillation
-from training.lessons import check_phases
+from training.lessons import check_lessons
 from training.model import ModelConfig
-from training.order import DataOrder
-from training.schedules import Schedule, check_schedule
+from training.order import Order
+from training.schedules import RatePhase, Schedule, check_phases, check_schedule, phased_rate, rate_factor
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class TrainSettings:
 
     batch_sequences, sequence_tokens, steps : an update reads so many sequences of so many tokens
     learning_rate, warmup_steps, schedule   : see training.schedules
+    rate_phases   : stretches of the run with rates and schedules of their own, in place of the three above
     weight_decay, beta1, beta2, epsilon     : AdamW; the defaults are MobileLLM-R1's
     clip          : largest norm of the gradient of all weights together, None = do not clip
     precision     : "bfloat16" makes matrix products in bfloat16 (autocast); weights and moments stay float32
@@ -42,6 +43,7 @@ class TrainSettings:
     learning_rate: float
     warmup_steps: int = 0
     schedule: Schedule = "linear_to_tenth"
+    rate_phases: tuple[RatePhase, ...] = ()
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -63,6 +65,14 @@ class TrainSettings:
         """Tokens that an update reads."""
         return self.batch_sequences * self.sequence_tokens
 
+    def rate(self, step: int) -> float:
+        """The learning rate of update number `step`, from 0."""
+        if self.rate_phases:
+            return phased_rate(self.rate_phases, step)
+        return self.learning_rate * rate_factor(
+            self.schedule, step, steps=self.steps, warmup_steps=self.warmup_steps
+        )
+
 
 def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the run leaves behind; how often it can be interrupted does not."""
@@ -74,10 +84,11 @@ def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     return deciding
 
 
-def check_settings(settings: TrainSettings, config: ModelConfig, order: DataOrder) -> None:
+def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -> None:
     """Raise RecipeError for settings that cannot be, or that do not fit the data or the model."""
     check_schedule(settings.schedule, steps=settings.steps, warmup_steps=settings.warmup_steps)
-    check_phases(settings.distillation, order)
+    check_lessons(settings.distillation, order)
+    check_phases(settings.rate_phases, settings.steps)
     needed = settings.steps * settings.batch_sequences
     vocabulary = max(source.vocab_size for source in order.sources.values())
     late = [s for s in (*settings.checkpoint_steps, *settings.evaluate_steps) if not 0 <= s <= settings.steps]

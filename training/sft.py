@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -19,10 +19,10 @@ from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
 from training.checkpoint import load_checkpoint_model
-from training.huggingface import save_huggingface
+from training.huggingface import read_generation, save_huggingface
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
-from training.order import Batch, DataOrder
+from training.order import Batch
 from training.packing import seeded_permutation
 from training.schedules import Schedule
 from training.start import start_config, start_tokenizer
@@ -128,7 +128,7 @@ def sft(
     start      : a Hugging Face model folder, or a checkpoint of training.loop
     data       : .jsonl[.gz|.zst] or .parquet with {"messages"} or {"prompt", "answer" or "response"}
     tokenizer  : a tokenizer or its folder; needed when `start` holds none
-    generation : entries of the model's generation_config.json
+    generation : entries of the model's generation_config.json, before those of `start`
 
     The updates are those of training.loop, whose files `out` gets too: metrics.jsonl (loss in nats per
     assistant token), checkpoints/. A finished `out` returns at once; a killed run continues and ends with the
@@ -143,13 +143,14 @@ def sft(
     order = ChatOrder(chats, settings)
     result = train(
         config,
-        cast(DataOrder, order),
+        order,
         settings.train_settings(order.steps),
         out,
         init_from=start,
         progress_label="fine-tuning",
     )
     final = out / "model"
+    generation = read_generation(start) | (generation or {})
     save_huggingface(load_checkpoint_model(result.final), final, tokenizer, generation)
     report = {"chats": len(chats), "left_out": left_out, "broken": [asdict(b) for b in read.broken]}
     write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})

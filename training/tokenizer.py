@@ -107,20 +107,6 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", described)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of plain texts, without <|bos|> or <|eos|>; the spelling of a control token stays mere text.
-
-    A corpus that contains the characters "<|eos|>" must not end a document, nor open an assistant's turn.
-    """
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
-
-
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, of ours or of any model's. Raises DataError when there is none."""
     folder = Path(folder)

@@ -1,29 +1,92 @@
-"""Tokenized documents of one source in a folder: a memory-mapped token file and a table of its documents.
+"""Tokenized documents of one source in a folder: memory-mapped token files and tables of their documents.
 
-tokens.bin          every document as [bos] tokens [eos], one after the other, uint16 or uint32
-documents.parquet   one row per document, in that order: id, tokens, text_bytes
-shard.json          counts, the hashes of the content and of the tokenizer; written last
+tokens-00000.bin          every document as [bos] tokens [eos], one after the other, uint16 or uint32
+documents-00000.parquet   one row per document, in that order: id, tokens, text_bytes
+shard.json                counts and hashes of all files, the hash of the tokenizer; written last
+
+A large source has several of the numbered pairs. `training.tokenizing` writes such folders, and
+`training.datatrove_tokens` opens datatrove's token files as the same record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
-from curation.atomic import hash_file, hash_value, read_json, replacing_folder, write_json
+from curation.atomic import hash_file, hash_value, read_json
 from curation.errors import DataError
 
-SCHEMA = 1
-BATCH_DOCUMENTS = 512
+SCHEMA = 2
 COLUMNS = pa.schema([("id", pa.string()), ("tokens", pa.int64()), ("text_bytes", pa.int64())])
+# What every opening reads of a token file: all of a small one, of a large one so many blocks of so many bytes.
+SAMPLED_BLOCKS, BLOCK_BYTES = 32, 1 << 15
+
+
+class ShardedTokens:
+    """Several token files as one array, for single indices and slices; what is asked for is all that is read."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = tuple(parts)
+        self.starts = np.concatenate(([0], np.cumsum([len(part) for part in parts], dtype=np.int64)))
+        self.dtype = self.parts[0].dtype
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> np.integer[Any]: ...
+    @overload
+    def __getitem__(self, key: slice) -> np.ndarray: ...
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, slice):
+            at = key + len(self) if key < 0 else key
+            if not 0 <= at < len(self):
+                raise IndexError(f"token {key} of {len(self)}")
+            part = int(np.searchsorted(self.starts, at, side="right")) - 1
+            return self.parts[part][at - self.starts[part]]
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            raise IndexError("tokens are read in slices without a step")
+        part = int(np.searchsorted(self.starts, start, side="right")) - 1
+        found = []
+        while start < stop:
+            first = int(self.starts[part])
+            end = min(stop, int(self.starts[part + 1]))
+            found.append(self.parts[part][start - first : end - first])
+            start, part = end, part + 1
+        if len(found) == 1:  # a document lies in one file, so this is the rule, and copies nothing
+            return found[0]
+        return np.concatenate(found) if found else np.empty(0, self.dtype)
+
+
+class StoredIds(Sequence[str]):
+    """The ids of documents, read from their tables when the first is asked for: training never asks."""
+
+    def __init__(self, tables: Sequence[Path], documents: int) -> None:
+        self._tables, self._documents = tuple(tables), documents
+        self._ids: pa.ChunkedArray | None = None
+
+    def __len__(self) -> int:
+        return self._documents
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: Any) -> Any:
+        if self._ids is None:
+            chunks = [pq.read_table(table, columns=["id"])["id"] for table in self._tables]
+            self._ids = pa.chunked_array([chunk for column in chunks for chunk in column.chunks], pa.string())
+        if isinstance(key, slice):
+            return [self._ids[at].as_py() for at in range(*key.indices(self._documents))]
+        return self._ids[int(key)].as_py()
 
 
 @dataclass(frozen=True)
@@ -34,16 +97,16 @@ class TokenSource:
     tokens      : memory-mapped uint16 or uint32 [total_tokens]
     offsets     : int64 [documents + 1]; document d is tokens[offsets[d]:offsets[d + 1]], bos and eos included
     ids         : the documents' ids
-    text_bytes  : int64 [documents], UTF-8 bytes of each text
+    text_bytes  : int64 [documents], UTF-8 bytes of each text; 0 where unknown
     hash        : hex sha256 of tokens and documents; what the data order depends on
     tokenizer   : hex sha256 of the tokenizer, see `hash_tokenizer`
     vocab_size  : tokens in that tokenizer
     """
 
     name: str
-    tokens: np.ndarray
+    tokens: np.ndarray | ShardedTokens
     offsets: np.ndarray
-    ids: list[str]
+    ids: Sequence[str]
     text_bytes: np.ndarray
     hash: str
     tokenizer: str
@@ -56,157 +119,100 @@ class TokenSource:
 
     def document(self, index: int) -> np.ndarray:
         """Token ids of one document."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     @staticmethod
     def open(folder: Path | str, *, verify: bool = False) -> TokenSource:
-        """Open a folder that `write_tokens` made.
+        """Open a folder that `training.tokenizing.write_tokens` made.
 
-        Sizes are always checked; `verify` also reads every byte and compares the content hash. Raises
-        DataError when the folder is missing, incomplete, truncated or altered.
+        Sizes, the tables of documents and sampled blocks of every token file (all of one below 1 MiB) are always
+        compared with the hashes in shard.json; `verify` reads every byte. Raises DataError when the folder is
+        missing, incomplete, truncated or altered.
         """
         folder = Path(folder)
         record = _read_record(folder)
-        try:
-            table = pq.read_table(folder / "documents.parquet").cast(COLUMNS)
-            size = (folder / "tokens.bin").stat().st_size
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise _damaged(folder, f"cannot be read: {error}") from error
-        lengths = table["tokens"].to_numpy().astype(np.int64)
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
         dtype = np.dtype(record["dtype"])
-        if size != record["tokens"] * dtype.itemsize:
-            raise _damaged(
-                folder, f"has {size} bytes of tokens instead of {record['tokens'] * dtype.itemsize}"
-            )
-        if len(lengths) != record["documents"] or offsets[-1] != record["tokens"] or lengths.min() < 2:
-            raise _damaged(folder, "has a table of documents that does not fit its tokens")
-        if verify and record["hash"] != _content_hash(folder / "tokens.bin", table):
-            raise _damaged(folder, "does not have the content that its shard.json was written for")
+        lengths, text_bytes, arrays = [], [], []
+        for number, part in enumerate(record["parts"]):
+            tokens, table = part_files(folder, number)
+            found, sizes = _check_part(folder, tokens, table, part, dtype, verify=verify)
+            lengths.append(found)
+            text_bytes.append(sizes)
+            arrays.append(np.memmap(tokens, dtype=dtype, mode="r"))
+        offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
+        if len(offsets) - 1 != record["documents"] or offsets[-1] != record["tokens"]:
+            raise _damaged(folder, "has tables of documents that do not fit its tokens")
+        if record["hash"] != content_hash(record["parts"]):
+            raise _damaged(folder, "has a shard.json whose hashes do not belong together")
         return TokenSource(
             name=record["source"],
-            tokens=np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"),
+            tokens=arrays[0] if len(arrays) == 1 else ShardedTokens(arrays),
             offsets=offsets,
-            ids=table["id"].to_pylist(),
-            text_bytes=table["text_bytes"].to_numpy().astype(np.int64),
+            ids=StoredIds([part_files(folder, n)[1] for n in range(len(arrays))], record["documents"]),
+            text_bytes=np.concatenate(text_bytes),
             hash=record["hash"],
             tokenizer=record["tokenizer"],
             vocab_size=record["vocab_size"],
         )
 
 
-def write_tokens(
-    documents: Iterable[tuple[str, str]], tokenizer: Any, folder: Path | str, source: str
-) -> TokenSource:
-    """Tokenize (id, text) pairs into `folder`, which appears when it is complete, and open it.
+def part_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """The token file and the table of documents of one part of a source."""
+    return folder / f"tokens-{number:05}.bin", folder / f"documents-{number:05}.parquet"
 
-    tokenizer : a fast Hugging Face tokenizer with an eos token. Where it has no bos token (Qwen2.5),
-                documents begin with its eos token, as such models are trained.
-    source    : the name under which mixtures know these documents
 
-    Special tokens that are written out in a text ("<|eos|>") are tokenized as the text they are: a corpus is
-    not trusted to end its own documents. DataError when there is no document, or a text is not Unicode.
+def content_hash(parts: Sequence[dict[str, Any]]) -> str:
+    """Hash of a whole source from the records of its parts."""
+    return hash_value([[part["sha256"], part["content"]] for part in parts])
+
+
+def table_content(table: pa.Table) -> str:
+    """Hex sha256 of a table of documents, whatever wrote its file."""
+    return hash_value([table[name].to_pylist() for name in COLUMNS.names])
+
+
+def sampled_hash(path: Path) -> str:
+    """Hex sha256 of a file's size and of evenly spaced blocks of it, first and last included.
+
+    A file of at most SAMPLED_BLOCKS * BLOCK_BYTES (1 MiB) is hashed as a whole.
     """
-    encode = text_encoder(tokenizer)
-    bos, eos = document_ends(tokenizer)
-    dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
-    ids: list[str] = []
-    lengths: list[int] = []
-    text_bytes: list[int] = []
-    with replacing_folder(folder) as temporary:
-        with (temporary / "tokens.bin").open("wb") as handle:
-            for group in _groups(documents, BATCH_DOCUMENTS):
-                sizes = [_utf8_bytes(name, text, source) for name, text in group]
-                encoded = [[bos, *tokens, eos] for tokens in encode([text for _, text in group])]
-                handle.write(np.concatenate([np.asarray(tokens, dtype) for tokens in encoded]).tobytes())
-                ids += [name for name, _ in group]
-                lengths += [len(tokens) for tokens in encoded]
-                text_bytes += sizes
-        if not ids:
-            raise DataError(
-                f"The source {source} has no documents to tokenize",
-                where=str(folder),
-                remedy="Leave it out of the recipe, or look in its funnel for the stage that dropped all",
-            )
-        table = pa.table([ids, lengths, text_bytes], schema=COLUMNS)
-        pq.write_table(table, temporary / "documents.parquet", compression="zstd")
-        record = {
-            "schema": SCHEMA,
-            "source": source,
-            "dtype": dtype.str,
-            "documents": len(ids),
-            "tokens": sum(lengths),
-            "text_bytes": sum(text_bytes),
-            "hash": _content_hash(temporary / "tokens.bin", table),
-            "tokenizer": hash_tokenizer(tokenizer),
-            "vocab_size": len(tokenizer),
-            "bos": bos,
-            "eos": eos,
-        }
-        write_json(temporary / "shard.json", record)
-    return TokenSource.open(folder)
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as handle:
+        if size <= SAMPLED_BLOCKS * BLOCK_BYTES:
+            digest.update(handle.read())
+            return digest.hexdigest()
+        for block in range(SAMPLED_BLOCKS):
+            handle.seek(block * (size - BLOCK_BYTES) // (SAMPLED_BLOCKS - 1))
+            digest.update(handle.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
-def text_encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
-    """A function from texts to token ids: no bos or eos added, and no special token read out of a text.
-
-    It works on a copy of the Rust tokenizer without truncation and padding, many texts per call.
-    """
-    backend = Tokenizer.from_str(_tokenizer_json(tokenizer))
-    backend.encode_special_tokens = True
-    return lambda texts: [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-def document_ends(tokenizer: Any) -> tuple[int, int]:
-    """Ids of the tokens with which a document begins and ends; the eos token twice where there is no bos."""
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            "The tokenizer has no end-of-sequence token, so documents cannot be told apart",
-            where=str(getattr(tokenizer, "name_or_path", "")),
-            remedy="Set eos_token in its tokenizer_config.json",
-        )
-    bos = tokenizer.bos_token_id
-    return (tokenizer.eos_token_id if bos is None else bos), tokenizer.eos_token_id
-
-
-def hash_tokenizer(tokenizer: Any) -> str:
-    """Hex sha256 of a tokenizer: vocabulary, merges, rules, and the tokens that begin and end a document."""
-    return hash_value([_tokenizer_json(tokenizer), *document_ends(tokenizer)])
-
-
-def _tokenizer_json(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise DataError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer",
-            remedy="Use one with a tokenizer.json, or convert it with transformers' convert_slow_tokenizer",
-        )
-    # Padding and truncation are habits of the last caller, not properties of the tokenizer.
-    backend = Tokenizer.from_str(backend.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    return backend.to_str()
-
-
-def _groups(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    iterator = iter(documents)
-    while group := list(islice(iterator, size)):
-        yield group
-
-
-def _utf8_bytes(name: str, text: str, source: str) -> int:
+def _check_part(
+    folder: Path, tokens: Path, table: Path, part: dict[str, Any], dtype: np.dtype[Any], *, verify: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths in tokens and text bytes of a part's documents; DataError when it is not what was written."""
     try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"The text of document {name!r} is not valid Unicode: {error.reason}",
-            where=source,
-            remedy="Repair it, for example with text.encode(errors='replace').decode()",
-        ) from error
+        size = tokens.stat().st_size
+        if size != part["tokens"] * dtype.itemsize:
+            wanted = part["tokens"] * dtype.itemsize
+            raise _damaged(folder, f"has {size} bytes of tokens in {tokens.name} instead of {wanted}")
+        if hash_file(table) != part["table"]:
+            raise _damaged(folder, f"has a table of documents, {table.name}, that was changed since")
+        if sampled_hash(tokens) != part["sampled"] or (verify and hash_file(tokens) != part["sha256"]):
+            raise _damaged(folder, f"does not have the content in {tokens.name} that its shard.json is for")
+        columns = pq.read_table(table, columns=None if verify else ["tokens", "text_bytes"])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise _damaged(folder, f"cannot be read: {error}") from error
+    if verify and table_content(columns.cast(COLUMNS)) != part["content"]:
+        raise _damaged(folder, f"does not have the documents in {table.name} that its shard.json is for")
+    lengths = columns["tokens"].to_numpy().astype(np.int64)
+    if len(lengths) != part["documents"] or lengths.sum() != part["tokens"] or lengths.min(initial=2) < 2:
+        raise _damaged(folder, f"has a table of documents, {table.name}, that does not fit its tokens")
+    return lengths, columns["text_bytes"].to_numpy().astype(np.int64)
 
 
-def _content_hash(tokens: Path, table: pa.Table) -> str:
-    return hash_value([hash_file(tokens), *(table[name].to_pylist() for name in COLUMNS.names)])
+_PART_FIELDS = {"tokens", "documents", "sha256", "sampled", "table", "content"}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -218,12 +224,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise _damaged(folder, f"has a broken shard.json: {error}") from error
-    needed = {"schema", "source", "dtype", "documents", "tokens", "hash", "tokenizer", "vocab_size"}
-    if not isinstance(record, dict) or not needed <= record.keys() or record["dtype"] not in ("<u2", "<u4"):
-        raise _damaged(folder, "has a shard.json without the fields that describe its tokens")
-    if record["schema"] != SCHEMA:
+    if isinstance(record, dict) and record.get("schema", SCHEMA) != SCHEMA:
         raise _damaged(folder, f"is of schema {record['schema']}, and this version reads {SCHEMA}")
-    return record
+    needed = {"schema", "source", "dtype", "documents", "tokens", "hash", "tokenizer", "vocab_size", "parts"}
+    whole = isinstance(record, dict) and needed <= record.keys() and record["dtype"] in ("<u2", "<u4")
+    parts = record["parts"] if whole else []
+    listed = isinstance(parts, list) and bool(parts) and all(isinstance(part, dict) for part in parts)
+    if not listed or any(_PART_FIELDS - part.keys() for part in parts):
+        raise _damaged(folder, "has a shard.json without the fields that describe its tokens")
+    return dict(record)
 
 
 def _damaged(folder: Path, why: str) -> DataError:

@@ -16,7 +16,6 @@ from training.losses import IGNORED
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
-from training.schedules import rate_factor
 from training.settings import TrainSettings
 
 
@@ -71,9 +70,7 @@ def accumulate_gradients(
 
 def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
     """One update, and its row of the log."""
-    rate = settings.learning_rate * rate_factor(
-        settings.schedule, run.step, steps=settings.steps, warmup_steps=settings.warmup_steps
-    )
+    rate = settings.rate(run.step)
     parts: dict[str, Tensor] = {}
     loss = accumulate_gradients(
         run.model,

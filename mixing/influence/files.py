@@ -18,7 +18,7 @@ from mixing.influence.adapters import adapt
 from mixing.influence.checkpoints import DEFAULT_SETTINGS, InfluenceSettings, score_with, write_benefits
 from mixing.influence.directions import Preconditioner, load_adam_moments, probe_directions
 from mixing.influence.documents import SampleDocument, spread_over_sources
-from training.tokens import text_encoder
+from training.text_encoding import text_encoder
 
 BROKEN_SHARE = 0.01  # of a file's records that may be unreadable
 

@@ -56,6 +56,14 @@ def plan(
         f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,"
     )
     say(f"  {made['speed']}")
+    final = made["final_training"]
+    say(
+        f"  The final training: {final['parameters']:,} parameters, {final['steps']:,} steps of "
+        f"{final['step_seconds']:.3g} s,"
+    )
+    say(f"  {final['process_megabytes']:,.0f} MB of memory at its peak (the {final['peak_at']}):")
+    memory = ("weights", "gradients", "moments", "mean", "activations", "working")
+    say("  " + ", ".join(f"{name} {final[f'{name}_megabytes']:,.0f}" for name in memory) + ".")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from recipes.cli import app
 from recipes.cli.output import JsonOption, SetOption, console, print_json, print_table, say
 from recipes.cli.running import OutOption, RecipeArgument, RunArgument, execute, from_folder
 
+SNIPPET_WIDTH = 28
 data_app = typer.Typer(no_args_is_help=True, help="What training reads.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
@@ -33,40 +34,58 @@ def train(
 @data_app.command("show")
 def show_data(
     run: RunArgument,
-    step: Annotated[int, typer.Option("--step", min=0, help="Step of the final pre-training.")],
+    step: Annotated[int, typer.Option("--step", min=0, help="Step of the final pre-training, from 0.")],
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Processes that train side by side.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """List what a step of the final pre-training reads, without training."""
     from recipes.stages.final import data_order
+    from training.step_listing import list_step
+    from training.tokenizer import load_tokenizer
 
     bound = from_folder(run)
-    order, final = data_order(bound), bound.recipe.final
-    first = step * final.batch_sequences
-    if first + final.batch_sequences > order.sequences:
-        last = order.sequences // final.batch_sequences - 1
-        raise RecipeError(f"The training has no step {step}", remedy=f"Its last step is {last}")
-    rows = [order.describe(index) for index in range(first, first + final.batch_sequences)]
+    order = data_order(bound)
+    tokenizer = load_tokenizer(bound.path("tokenizer", "model"))
+    rows = list_step(
+        order,
+        step,
+        bound.recipe.final.batch_sequences,
+        ranks=ranks,
+        decode=lambda ids: str(tokenizer.decode(list(ids))),
+    )
     if as_json:
         print_json(rows)
         return
-    shown: list[dict[str, Any]] = [
-        {
-            "index": row["index"],
-            "phase": row["phase"],
-            "source": row["source"],
-            "epoch": row["epoch"],
-            "documents": " ".join(f"{d['id'][:8]}[{d['start']}:{d['stop']}]" for d in row["documents"]),
-        }
-        for row in rows
-    ]
-    headings = {
-        "index": "Seq.",
-        "phase": "Phase",
+    headings = {"index": "Seq.", "rank": "Rank"} if ranks > 1 else {"index": "Seq."}
+    headings |= {
         "source": "Source",
         "epoch": "Ep.",
-        "documents": "Documents",
+        "document": "Document",
+        "tokens": "Tokens",
+        "text": "Text",
     }
-    print_table(f"Step {step}", shown, headings)
+    phases = " and ".join(dict.fromkeys(row["phase"] for row in rows))
+    print_table(f"Step {step}, phase {phases}", _by_document(rows, ranks), headings)
+
+
+def _by_document(rows: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+    """A row for each document of a listing; what concerns the whole sequence stands in its first row only."""
+    shown = []
+    for row in rows:
+        for number, document in enumerate(row["documents"]):
+            whole = row if number == 0 else {}
+            shown.append(
+                {
+                    "index": str(whole.get("index", "")),
+                    "rank": str(whole.get("rank", "")),
+                    "source": whole.get("source", ""),
+                    "epoch": str(whole.get("epoch", "")),
+                    "document": document["id"][:8],
+                    "tokens": f"{document['start']}:{document['stop']}",
+                    "text": " ".join(document["text"].split())[:SNIPPET_WIDTH],
+                }
+            )
+    return shown
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from curation.atomic import replacing, write_json
 from curation.errors import DataError
 from curation.word_problems import simple_sum, word_problem
+from probes.capability import read_probes
+from probes.in_run import probe_evaluation
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
 from recipes.stages.training_setup import model_config, one_thread, token_folders, total_steps, train_settings
@@ -23,9 +26,10 @@ from training.grpo import GrpoSettings, grpo
 from training.grpo_step import ObjectiveSettings
 from training.huggingface import load_huggingface, save_huggingface
 from training.lessons import cache_name, teaching_flops
-from training.loop import load_checkpoint_model, train
+from training.loop import TrainSettings, load_checkpoint_model, train
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.rollout import RolloutSettings
+from training.schedules import RatePhase
 from training.sft import SftSettings, sft
 from training.teacher import forward_flops, resolve_teacher
 from training.tokenizer import load_tokenizer
@@ -43,13 +47,41 @@ def phase_schedule(run: Run) -> MixtureSchedule:
     """The phases of the final training with the mixtures this run found."""
     final = run.recipe.final
     sequences = total_steps(final, final.tokens) * final.batch_sequences
-    phases, begun, share = [], 0, 0.0
-    for phase in final.phases:
-        share += phase.share
-        until = sequences if phase is final.phases[-1] else round(share * sequences)
-        phases.append(Phase(phase.name, until - begun, mixture_named(run, phase.mixture).weights))
-        begun = until
-    return MixtureSchedule(tuple(phases), seed=final.seed, block=BLOCK)
+    weights = [mixture_named(run, phase.mixture).weights for phase in final.phases]
+    lengths = phase_lengths(final, sequences)
+    phases = zip(final.phases, lengths, weights, strict=True)
+    return MixtureSchedule(tuple(Phase(p.name, n, w) for p, n, w in phases), seed=final.seed, block=BLOCK)
+
+
+def phase_lengths(final: FinalSettings, total: int) -> list[int]:
+    """The phases' parts of `total` sequences or steps, which they sum to."""
+    shares = itertools.accumulate(phase.share for phase in final.phases)
+    ends = [round(share * total) for share in shares][:-1] + [total]
+    return [end - begin for begin, end in itertools.pairwise([0, *ends])]
+
+
+def rate_phases(final: FinalSettings) -> tuple[RatePhase, ...]:
+    """The schedules of the phases; none when one schedule spans the whole run."""
+    if not any(p.schedule or p.learning_rate or p.warmup_share is not None for p in final.phases):
+        return ()
+    steps = phase_lengths(final, total_steps(final, final.tokens))
+    warmups = [final.warmup_share] + [0.0] * (len(steps) - 1)
+    return tuple(
+        RatePhase(
+            count,
+            phase.learning_rate or final.learning_rate,
+            phase.schedule or final.schedule,
+            min(count - 1, round(count * (warmup if phase.warmup_share is None else phase.warmup_share))),
+        )
+        for phase, count, warmup in zip(final.phases, steps, warmups, strict=True)
+        if count
+    )
+
+
+def final_settings(final: FinalSettings) -> TrainSettings:
+    """The trainer's settings for the final model."""
+    settings = train_settings(final, final.tokens, final.seed, evaluations=final.evaluations)
+    return replace(settings, rate_phases=rate_phases(final))
 
 
 def data_order(run: Run) -> DataOrder:
@@ -83,16 +115,20 @@ def _pretrain(run: Run) -> Spent:
     final = run.recipe.final
     order = data_order(run)
     lessons = distillation(run)
+    order.check_epochs(final.max_epochs)
+    tokenizer = load_tokenizer(run.path("tokenizer", "model"))
+    probes, sizes = read_probes(run.path("probes")), run.recipe.probes
+    evaluate = probe_evaluation(probes, tokenizer, context=sizes.context, stride=sizes.stride)
     with one_thread():
         result = train(
             model_config(run.recipe),
             order,
-            replace(train_settings(final, final.tokens, final.seed), distillation=lessons),
+            replace(final_settings(final), distillation=lessons),
             run.path("training", "pretrain"),
+            evaluate=evaluate,
             progress_label="pre-training",
         )
     model = load_checkpoint_model(result.final)
-    tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     save_huggingface(model, run.path("training", "pretrain", "model"), tokenizer)
     taught = sum(teaching_flops(order, phase, each, order.sequences) for phase, each in lessons.items())
     return Spent(flops=result.flops + taught, tokens=result.tokens)
@@ -264,11 +300,13 @@ def _grpo_cost(recipe: Recipe) -> Spent:
 PRETRAIN = Stage(
     name="pretrain",
     folder="training/pretrain",
-    needs=("recommendation", "mixtures", "tokens", "tokenizer"),
+    needs=("recommendation", "mixtures", "tokens", "tokenizer", "probes"),
     settings=lambda recipe: [
         recipe.final.model_dump(),
         recipe.model.model_dump(),
         recipe.tokenizer.vocabulary,
+        recipe.probes.context,
+        recipe.probes.stride,
     ],
     outputs=("model/*.safetensors", "model/*.json"),
     work=_pretrain,

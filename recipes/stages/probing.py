@@ -14,7 +14,8 @@ from probes.capability import build_probes, read_probes, without_held_out, write
 from recipes.pipeline import Run, Spent, Stage
 from recipes.stages.text import test_documents, training_documents
 from training.tokenizer import load_tokenizer
-from training.tokens import TokenSource, write_tokens
+from training.tokenizing import write_tokens
+from training.tokens import TokenSource
 
 OVERLAP_SHARE = 0.5
 """A training document of which a held-out text shares at least this part of its 13-word runs is left out. Any single
@@ -148,7 +149,7 @@ TOKENS = Stage(
         recipe.seed,
         [source.name for source in recipe.sources],
     ],
-    outputs=("*/tokens.bin", "counts.json"),
+    outputs=("*/tokens-*.bin", "*/shard.json", "counts.json"),
     work=_tokens,
     about="tokenize what is not held out",
     fixed_seconds=8,

@@ -29,7 +29,8 @@ from training.loop import TrainSettings, train
 from training.model import ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.tokenizer import train_tokenizer, write_tokenizer
-from training.tokens import TokenSource, write_tokens
+from training.tokenizing import write_tokens
+from training.tokens import TokenSource
 
 WORDS = {
     "code": ["def", "return", "import", "for", "in", "range", "print", "x", "y", "=", "+", "(", ")"],

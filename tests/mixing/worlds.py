@@ -18,7 +18,7 @@ from probes.capability import build_probes, without_held_out, write_probes
 from training.loop import TrainSettings
 from training.model import ModelConfig
 from training.tokenizer import train_tokenizer
-from training.tokens import write_tokens
+from training.tokenizing import write_tokens
 
 CAPABILITIES = {"code": ("code",), "wiki": ("knowledge",), "noise": ()}
 _WORDS = {

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from curation.documents import Document
 from curation.errors import RecipeError
 from mixing.mixture import Mixture, write_mixture
+from probes.capability import write_probes
 from recipes.execute import open_run
 from recipes.load import load_recipe
 from recipes.pipeline import Run
@@ -15,7 +17,7 @@ from training.huggingface import save_huggingface
 from training.model import Decoder, ModelConfig
 from training.run_log import read_rows
 from training.tokenizer import train_tokenizer
-from training.tokens import write_tokens
+from training.tokenizing import write_tokens
 
 TEXTS = [f"Line {i}: {i} times {i} is {i * i}, and that is all there is to say about {i}." for i in range(40)]
 FINAL = """\
@@ -40,6 +42,7 @@ def prepared(folder: Path, distill: str) -> Run:
         pairs = ((f"{name}{i}", text) for i, text in enumerate(texts))
         write_tokens(pairs, tokenizer, run.path("tokens", name), name)
     write_mixture(run.path("mixtures", "uniform", "mixture.json"), Mixture({"a": 0.5, "b": 0.5}))
+    write_probes(run.path("probes"), {"code": [Document("p", "Line 99: nothing.", "a")]})
     larger = ModelConfig(300, 48, 2, heads=2, kv_heads=1, head_dim=24, ffn_dim=96, max_positions=128)
     save_huggingface(Decoder(larger).init_weights(0), folder / "teacher", tokenizer)
     return open_run(folder / "recipe.yaml", folder / "run")  # now that the teacher is there

@@ -170,3 +170,11 @@ def test_stages_record_what_they_cost(finished: Path) -> None:
     assert record["flops"] > 0
     assert record["wall_seconds"] > 0
     assert set(record["versions"]) >= {"mixwright", "torch"}
+
+
+def test_a_step_of_the_training_is_listed_with_ranks_and_texts(finished: Path) -> None:
+    shown = mixwright("data", "show", str(finished), "--step", "0", "--ranks", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert "Rank" in shown.stdout and all(len(line) <= 80 for line in shown.stdout.splitlines())
+    rows = json.loads(mixwright("data", "show", str(finished), "--step", "0", "--json").stdout)
+    assert all(document["text"] for row in rows for document in row["documents"])

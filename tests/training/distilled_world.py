@@ -13,7 +13,8 @@ from training.losses import plain_cross_entropy
 from training.model import Decoder, ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.settings import TrainSettings
-from training.tokens import TokenSource, hash_tokenizer
+from training.text_encoding import hash_tokenizer
+from training.tokens import TokenSource
 
 V, T = len(WORDS), 32
 STUDENT = ModelConfig(V, 16, 1, heads=2, kv_heads=1, head_dim=8, ffn_dim=32, max_positions=64)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from curation.atomic import hash_folder
 from curation.errors import DataError
-from training.huggingface import load_huggingface, save_huggingface
+from training.huggingface import load_huggingface, read_generation, save_huggingface
 from training.huggingface_config import config_from_huggingface, config_to_huggingface
 from training.model import PRESETS, Decoder, ModelConfig
 from training.tokenizer import train_tokenizer
@@ -81,7 +81,7 @@ def test_round_trip(name, tmp_path):
     model = load_huggingface(tmp_path / "theirs")
     expected = original(ids()).logits
     assert expected.std() > 0.05
-    for model.attention in ("eager", "sdpa"):
+    for model.attention in ("eager", "sdpa", "auto"):
         torch.testing.assert_close(model.logits(model(ids())), expected, rtol=1e-5, atol=2e-6)
 
     save_huggingface(model, tmp_path / "ours")
@@ -204,6 +204,130 @@ def test_presets_are_the_released_configs():
 )
 def test_known_checkpoints_have_their_known_sizes(described, parameters):
     assert config_from_huggingface(described).parameters() == parameters
+
+
+RELEASED_360M = {
+    # The config of facebook/MobileLLM-R1-360M as others have transcribed it, with entries that its class ignores.
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "head_dim": 64,
+    "hidden_size": 1024,
+    "num_hidden_layers": 15,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "intermediate_size": 4096,
+    "intermediate_size_mlp": 4096,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+    "use_qk_norm": True,
+    "rope_theta": 8000000.0,
+    "rope_scaling": None,
+    "max_position_embeddings": 32768,
+    "no_rope_layers": [1] * 15,
+    "attention_chunk_size": 32768,
+    "attn_temperature_tuning": False,
+    "attn_scale": 0.1,
+    "floor_scale": 8192,
+    "moe_layers": [],
+    "interleave_moe_layer_step": 0,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "sliding_window": 512,
+    "layer_types": ["chunked_attention"] * 15,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+}
+
+
+def test_the_released_config_is_the_preset_with_its_longer_context():
+    config = config_from_huggingface(RELEASED_360M)
+    assert config == replace(PRESETS["mobilellm-r1-360m"], rope_theta=8e6, max_positions=32768)
+    assert config.parameters() == 359_431_168
+    for trap in ("no_rope_layers", "interleave_moe_layer_step", "moe_layers"):
+        # Left out, transformers' own defaults put position-free layers or experts in its place.
+        silent = {key: value for key, value in RELEASED_360M.items() if key != trap}
+        if trap == "moe_layers":
+            silent["interleave_moe_layer_step"] = 1
+        if trap == "interleave_moe_layer_step":
+            silent["moe_layers"] = None
+        with pytest.raises(DataError, match="which this decoder does not have"):
+            config_from_huggingface(silent)
+
+
+@torch.no_grad()
+def test_the_traps_of_mobilellm_r1_change_its_logits(tmp_path):
+    """Each wrong reading loads the same weights without a word, and answers otherwise."""
+    original = theirs("mobilellm_r1")
+    original.save_pretrained(tmp_path)
+    expected, model = original(ids()).logits, load_huggingface(tmp_path)
+    names = [name for name, _ in model.named_parameters()]
+    assert not [name for name in names if "q_norm" in name or "k_norm" in name], "its QK-norm has no weights"
+    right = model.config
+    for wrong in (
+        replace(right, family="llama", rope_style="half", qk_norm="none"),
+        replace(right, qk_norm="none"),
+        replace(right, rope_theta=1e4),
+    ):
+        other = Decoder(wrong)
+        other.load_state_dict(model.state_dict())
+        assert (other.logits(other(ids())) - expected).abs().max() > 1e-2
+    for layer in range(3):  # a layer without positions, as no_rope_layers = None would make it
+        stored = json.loads((tmp_path / "config.json").read_text())
+        stored["no_rope_layers"] = [int(i != layer) for i in range(3)]
+        changed = transformers.Llama4ForCausalLM.from_pretrained(
+            tmp_path, config=transformers.Llama4TextConfig(**stored)
+        ).eval()
+        assert (changed(ids()).logits - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mobilellm_r1", "qwen2_untied"])
+@torch.no_grad()
+def test_shards_are_written_with_an_index_that_transformers_reads(name, tmp_path):
+    original = theirs(name)
+    original.save_pretrained(tmp_path / "theirs")
+    model = load_huggingface(tmp_path / "theirs")
+    save_huggingface(model, tmp_path / "ours", shard_bytes=20_000)
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert max((tmp_path / "ours" / file).stat().st_size for file in files) < 22_000
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    before, after = original.state_dict(), again.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    reread = load_huggingface(tmp_path / "ours")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reread.parameters(), strict=True))
+
+
+def test_generation_settings_and_added_tokens_survive_the_round_trip(tmp_path):
+    tokenizer = train_tokenizer(["a few words to learn from"] * 3, 280, tmp_path / "tokenizer")
+    tokenizer.add_tokens(["<|tool|>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eom|>", "<|eot|>"]})
+    ends = tokenizer.convert_tokens_to_ids(["<|eos|>", "<|eom|>", "<|eot|>"])
+    config = ModelConfig(288, 16, 1, heads=2, kv_heads=1, head_dim=8, ffn_dim=16)
+    model = Decoder(config).init_weights(0)
+    asked = {"eos_token_id": ends, "temperature": 0.6, "top_p": 0.95, "do_sample": True}
+    save_huggingface(model, tmp_path / "one", tokenizer, asked)
+    found = read_generation(tmp_path / "one")
+    assert found == asked | {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    reloaded = AutoTokenizer.from_pretrained(tmp_path / "one")
+    save_huggingface(load_huggingface(tmp_path / "one"), tmp_path / "two", reloaded, found)
+    assert hash_folder(tmp_path / "one") == hash_folder(tmp_path / "two")
+    generation = GenerationConfig.from_pretrained(tmp_path / "two")
+    assert generation.eos_token_id == ends and generation.top_p == 0.95
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "two").config.eos_token_id == ends
+    assert reloaded.chat_template == tokenizer.chat_template and reloaded.encode("<|tool|><|eot|>")[1:] == [
+        *tokenizer.convert_tokens_to_ids(["<|tool|>", "<|eot|>"])
+    ]
+    reloaded.eos_token = "<|tool|>"  # a new end joins the old ones
+    save_huggingface(model, tmp_path / "three", reloaded, found)
+    new = reloaded.convert_tokens_to_ids("<|tool|>")
+    assert read_generation(tmp_path / "three")["eos_token_id"] == [new, *ends]
+    (tmp_path / "two" / "generation_config.json").unlink()
+    assert read_generation(tmp_path / "two")["eos_token_id"] == ends, "config.json has them too"
 
 
 def test_half_precision_and_shards(tmp_path):

@@ -186,6 +186,16 @@ def test_the_epoch_cap_names_the_missing_tokens():
         order.check_epochs(4)
 
 
+def test_every_source_that_is_too_small_is_named_with_its_phase():
+    order = make_order([{"code": 0.5, "web": 0.5}, {"code": 0.5, "math": 0.5}], [10, 20])
+    with pytest.raises(RecipeError) as caught:
+        order.check_epochs(1.5)
+    assert caught.value.where == "weights.code (phase phase 1), weights.math (phase phase 1)"
+    # code: 15 sequences of 8 tokens are read, 1.5 times 49 allowed; math: 10 of 8, 1.5 times 23
+    assert "46.5" not in str(caught.value) and "47 tokens" in str(caught.value)
+    assert "46 tokens are missing (it has 23)" in str(caught.value)
+
+
 def test_describe_lists_ids_and_ranges():
     order = make_order([{"code": 1.0}, {"math": 1.0}], [16, 8])
     shown = order.describe(17)

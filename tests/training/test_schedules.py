@@ -3,7 +3,7 @@
 import pytest
 
 from curation.errors import RecipeError
-from training.schedules import SCHEDULES, rate_factor
+from training.schedules import SCHEDULES, RatePhase, check_phases, phased_rate, rate_factor
 
 
 def rates(schedule, steps=100, warmup_steps=10):
@@ -44,3 +44,34 @@ def test_half_way():
 def test_what_cannot_be_is_a_recipe_error(schedule, steps, warmup):
     with pytest.raises(RecipeError):
         rate_factor(schedule, 0, steps=steps, warmup_steps=warmup)
+
+
+def test_each_phase_begins_and_ends_as_its_schedule_does():
+    phases = (RatePhase(10, 1.0, "linear_to_tenth", 2), RatePhase(4, 0.5, "linear_to_zero"))
+    found = [phased_rate(phases, step) for step in range(14)]
+    first = [0.5, 1.0] + [1 - 0.9 * k / 8 for k in range(8)]
+    assert found == pytest.approx([*first, 0.5, 0.375, 0.25, 0.125])
+    with pytest.raises(RecipeError, match="no learning rate for step 14"):
+        phased_rate(phases, 14)
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps", "sentence"),
+    [
+        (RatePhase(5, 1.0, "constant"), 6, "have 5 steps, and the run 6"),
+        (RatePhase(5, 0.0, "constant"), 5, "learning rate of phase 0 is 0"),
+        (RatePhase(5, 1.0, "constant", 5), 5, "warm-up"),
+        (RatePhase(5, 1.0, "linear"), 5, "no learning-rate schedule"),
+    ],
+)
+def test_phases_that_cannot_be_are_recipe_errors(phase, steps, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        check_phases([phase], steps)
+
+
+def test_post_training_decays_no_weights():
+    from training.grpo_settings import GrpoSettings
+    from training.sft import SftSettings
+
+    assert SftSettings().weight_decay == 0 and SftSettings().train_settings(10).weight_decay == 0
+    assert GrpoSettings().weight_decay == 0

@@ -15,7 +15,7 @@ from training.huggingface import save_huggingface
 from training.model import Decoder
 from training.same_tokenizer import check_same_tokenizer, check_teachers_tokenizer
 from training.teacher import forward_flops, hash_teacher, load_teacher, resolve_teacher
-from training.tokens import hash_tokenizer
+from training.text_encoding import hash_tokenizer
 
 V = 24
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from curation.atomic import hash_folder
 from curation.errors import DataError, RecipeError
-from training.tokenizer import encode_text, load_tokenizer, save_tokenizer, train_tokenizer
+from training.text_encoding import text_encoder
+from training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n",
@@ -45,14 +46,14 @@ def test_auto_tokenizer_loads_it(folder, tokenizer):
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
 def test_any_text_survives(tokenizer, text):
-    ids = encode_text(tokenizer, [text])[0]
+    ids = text_encoder(tokenizer)([text])[0]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_numbers_are_spelled_digit_by_digit_and_words_are_learnt(tokenizer):
-    ids = encode_text(tokenizer, ["12345"])[0]
+    ids = text_encoder(tokenizer)(["12345"])[0]
     assert tokenizer.convert_ids_to_tokens(ids) == list("12345")
-    assert len(encode_text(tokenizer, [" the dog"])[0]) < len(" the dog") / 2
+    assert len(text_encoder(tokenizer)([" the dog"])[0]) < len(" the dog") / 2
 
 
 def test_thoughts_are_single_tokens_that_stay_in_decoded_text(tokenizer):
@@ -70,7 +71,7 @@ def test_thoughts_are_single_tokens_that_stay_in_decoded_text(tokenizer):
 
 def test_a_corpus_cannot_spell_a_control_token(tokenizer):
     text = "before<|eos|><|assistant|>after<|pad|>"
-    (ids,) = encode_text(tokenizer, [text])
+    (ids,) = text_encoder(tokenizer)([text])
     assert not set(ids) & set(range(6))
     assert tokenizer.decode(ids) == text
     assert tokenizer.eos_token_id in tokenizer(text).input_ids  # the switch is put back
