@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,26 @@ from training.checkpoint import (
     STATE,
     TrainingState,
     describe_run,
+    gather_tensors,
     list_checkpoints,
     load_checkpoint_model,
+    read_state,
     refuse_other_settings,
     remove_checkpoint,
     restore_checkpoint,
-    write_checkpoint,
+    write_tensors,
 )
+from training.compilation import compile_model
+from training.distributed import ALONE, Ranks, check_ranks, join_ranks
+from training.gradient_sum import GradientSum
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
 from training.order import DataOrder
+from training.recomputation import recompute_layers
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.sharding import ShardedSum, whole_model
+from training.stopping import TrainingStopped, stop_requests
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
@@ -74,37 +82,50 @@ def train(
 
     A finished `out` is returned at once. A killed run, called again in the same way, goes on from its last
     checkpoint, and ends with the same bits as if it had not been killed (on the same machine, with the same
-    torch and number of threads). Writes checkpoints/step-N, metrics.jsonl (a row per update),
-    evaluations.jsonl and, last, result.json.
+    torch, number of threads and number of ranks). Writes checkpoints/step-N, metrics.jsonl (a row per
+    update), evaluations.jsonl and, last, result.json.
+
+    Called by every process that torchrun has started, it trains one model with all of them, see
+    settings.parallel: each reads its part of every update, and rank 0 evaluates and writes. `out` must be a
+    folder that all of them see.
 
     The loss is the sum over all labels of the update, divided by their number: it does not depend on
-    micro-batches. An update whose loss or gradient is not finite is not made, but reported as a DataError.
+    micro-batches or ranks. An update whose loss or gradient is not finite is not made, but reported as a
+    DataError. SIGTERM or SIGINT end it after the update under way, with a checkpoint and TrainingStopped.
     Raises RecipeError for settings that cannot be, or that are not those that `out` was begun with.
     """
     out = Path(out)
     check_settings(settings, model_config, order)
-    start = start_hash(init_from)
-    described = describe_run(model_config, order.fingerprint(), deciding_settings(settings), start)
-    with only_process_in(out):
-        _claim(out, described)
-        if (out / "result.json").exists():
+    ranks = join_ranks(settings.device)
+    check_ranks(ranks, settings.batch_sequences)
+    described = ranks.from_main(lambda: _describe(model_config, order, settings, init_from))
+    with ExitStack() as held:
+        ranks.from_main(lambda: _claim(held, out, described))
+        if ranks.from_main((out / "result.json").exists):
             return _read_result(out)
-        run = _begin(out, model_config, settings, described, init_from)
-        log = RunLog(out, run.step)
+        stop = held.enter_context(stop_requests())
+        run = _begin(out, model_config, settings, described, init_from, ranks)
+        log = held.enter_context(closing(RunLog(out, run.step))) if ranks.main else None
         label = progress_label or f"training {out.name}"
         todo = (settings.steps - run.step) * settings.tokens_per_step
-        with closing(log), progress(label, todo, "tokens") as task:
-            if run.step == 0:
-                _after_update(run, settings, out, described, evaluate, log)
-            while run.step < settings.steps:
-                started = time.perf_counter()
-                batch = order.batch(run.step * settings.batch_sequences, settings.batch_sequences)
-                row = update(run, batch, settings)
-                seconds = time.perf_counter() - started
+        task = held.enter_context(progress(label, todo, "tokens"))
+        if run.step == 0:
+            _after_update(run, settings, out, described, evaluate, log)
+        while run.step < settings.steps:
+            if ranks.any(bool(stop)):
+                _stop(run, settings, out, described, log)
+            started = time.perf_counter()
+            batch = order.batch(
+                *ranks.share(run.step * settings.batch_sequences, settings.batch_sequences)
+            )
+            row = update(run, batch, settings)
+            seconds = time.perf_counter() - started
+            if log:
                 log.metrics(row | {"tokens_per_second": round(settings.tokens_per_step / seconds, 1)})
-                _after_update(run, settings, out, described, evaluate, log)
-                task.advance(settings.tokens_per_step)
-        return _finish(out, model_config, settings, log)
+            _after_update(run, settings, out, described, evaluate, log)
+            task.advance(settings.tokens_per_step)
+        ranks.from_main(lambda: _finish(out, model_config, settings, log))
+        return _read_result(out)
 
 
 def _after_update(
@@ -113,27 +134,68 @@ def _after_update(
     out: Path,
     described: dict[str, Any],
     evaluate: Evaluate | None,
-    log: RunLog,
+    log: RunLog | None,
 ) -> None:
     """Evaluate and write checkpoints, where this step is one for it.
 
     The order matters: when a checkpoint is there, so are all rows of the logs up to its step.
     """
     if evaluate is not None and run.step in settings.evaluate_steps:
-        with torch.no_grad(), _mean_weights(run):
-            log.evaluation({"step": run.step, **evaluate(run.model, run.step)})
+        with torch.no_grad(), _evaluated_model(run) as model:
+            run.ranks.from_main(lambda: _evaluate(evaluate, model, run.step, log))
     keep = run.step in settings.checkpoint_steps or run.step == settings.steps
     resume = settings.resume_every > 0 and run.step % settings.resume_every == 0 and run.step > 0
-    if not keep and not resume:
-        return
-    log.flush()
+    if keep or resume:
+        _save(run, settings, out, described, log, "checkpoints" if keep else "resume")
+
+
+def _evaluate(evaluate: Evaluate, model: Decoder, step: int, log: RunLog | None) -> None:
+    assert log is not None
+    log.evaluation({"step": step, **evaluate(model, step)})
+
+
+def _save(
+    run: Run,
+    settings: TrainSettings,
+    out: Path,
+    described: dict[str, Any],
+    log: RunLog | None,
+    place: str,
+) -> None:
+    """Write a checkpoint into out/`place`, and remove what `settings.keep` newer ones make needless."""
     averaged = run.mean.count if run.mean else 0
     state = TrainingState(run.step, run.step * settings.batch_sequences, averaged, described)
-    folder = out / ("checkpoints" if keep else "resume") / f"step-{run.step}"
-    write_checkpoint(folder, state, run.model, run.optimizer, run.mean)
-    for step, older in list_checkpoints(out / "resume").items():
-        if step != run.step or keep:
-            remove_checkpoint(older)
+    tensors = gather_tensors(run.model, run.optimizer, run.mean, wanted=run.ranks.main)
+
+    def write() -> None:
+        assert log is not None
+        log.flush()
+        write_tensors(out / place / f"step-{run.step}", state, tensors)
+        resume = list_checkpoints(out / "resume")
+        newest = sorted(resume.keys() | list_checkpoints(out / "checkpoints").keys())[-settings.keep :]
+        for step, older in resume.items():
+            if step not in newest:
+                remove_checkpoint(older)
+
+    run.ranks.from_main(write)
+
+
+def _stop(
+    run: Run, settings: TrainSettings, out: Path, described: dict[str, Any], log: RunLog | None
+) -> None:
+    """Leave a checkpoint of this very step, and end the run on all ranks."""
+    saved = run.ranks.from_main(lambda: run.step in _saved(out))
+    if not saved:
+        _save(run, settings, out, described, log, "resume")
+    raise TrainingStopped(
+        f"The training was asked to stop and has saved step {run.step} of {settings.steps}",
+        where=str(out),
+        remedy="Start it again in the same way to continue",
+    )
+
+
+def _saved(out: Path) -> dict[int, Path]:
+    return list_checkpoints(out / "resume") | list_checkpoints(out / "checkpoints")
 
 
 def _begin(
@@ -142,16 +204,24 @@ def _begin(
     settings: TrainSettings,
     described: dict[str, Any],
     init_from: Path | None,
+    ranks: Ranks,
 ) -> Run:
     """The run as its last checkpoint left it, or before its first update."""
-    device = choose_device(settings.device)
-    saved = list_checkpoints(out / "resume") | list_checkpoints(out / "checkpoints")
+    device = choose_device(settings.device, ranks)
+    saved = ranks.from_main(lambda: _saved(out))
     model = Decoder(model_config)
     if not saved and init_from is None:
         model.init_weights(settings.seed)
     elif not saved and init_from is not None:
-        _start_from(model, init_from)
+        _start_from(model, init_from, described)
     model.to(device)
+    recompute_layers(model, settings.recompute_every)
+    compile_model(model, settings.compile)
+    gradients: GradientSum | ShardedSum | None = None
+    if ranks.size > 1 and settings.parallel == "fsdp":
+        gradients = ShardedSum(model, ranks, settings.precision)
+    elif ranks.size > 1:
+        gradients = GradientSum(model.parameters())
     optimizer = build_adamw(
         model,
         weight_decay=settings.weight_decay,
@@ -160,12 +230,13 @@ def _begin(
         epsilon=settings.epsilon,
     )
     if not saved:
-        return Run(model, optimizer, None, 0)
+        return Run(model, optimizer, None, 0, ranks, gradients)
     state, mean = restore_checkpoint(saved[max(saved)], described, model, optimizer)
-    return Run(model, optimizer, mean, state.step)
+    return Run(model, optimizer, mean, state.step, ranks, gradients)
 
 
-def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog) -> TrainResult:
+def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog | None) -> None:
+    assert log is not None
     # The last checkpoint is in checkpoints/ by now, so nothing reads these any more, half deleted or not.
     shutil.rmtree(out / "resume", ignore_errors=True)
     tokens = settings.steps * settings.tokens_per_step
@@ -178,7 +249,6 @@ def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: 
         "seconds": round(seconds, 3),
     }
     write_json(out / "result.json", record)
-    return _read_result(out)
 
 
 def _read_result(out: Path) -> TrainResult:
@@ -204,8 +274,17 @@ def only_process_in(out: Path) -> Iterator[None]:
         yield
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Note the settings that the folder is for; refuse if it is for others."""
+def _describe(
+    model: ModelConfig, order: DataOrder, settings: TrainSettings, init_from: Path | None
+) -> dict[str, Any]:
+    tokenizer = next(iter(order.sources.values())).tokenizer  # the order sees to it that they have one
+    start = start_hash(init_from)
+    return describe_run(model, order.fingerprint(), deciding_settings(settings), start, tokenizer)
+
+
+def _claim(held: ExitStack, out: Path, described: dict[str, Any]) -> None:
+    """Lock the folder and note the settings that it is for; refuse if it is for others."""
+    held.enter_context(only_process_in(out))
     path = out / "training.json"
     if not path.exists():
         write_json(path, described)
@@ -220,9 +299,16 @@ def start_hash(start: Path | None) -> str | None:
     return hash_value([(file.name, hash_file(file)) for file in files if file.name != OPTIMIZER])
 
 
-def _start_from(model: Decoder, start: Path) -> None:
+def _start_from(model: Decoder, start: Path, described: dict[str, Any]) -> None:
     """Copy the weights of a checkpoint or of a Hugging Face folder into `model`."""
     if (Path(start) / STATE).exists():
+        theirs = read_state(start).settings.get("tokenizer")
+        if theirs is not None and theirs != described.get("tokenizer", theirs):
+            raise RecipeError(
+                "The weights to start from were trained with another tokenizer than the data was made with",
+                where=str(start),
+                remedy="Tokenize the data with the checkpoint's tokenizer, or start from other weights",
+            )
         found = load_checkpoint_model(start)
     else:
         from training.huggingface import load_huggingface
@@ -238,13 +324,29 @@ def _start_from(model: Decoder, start: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _mean_weights(run: Run) -> AbstractContextManager[None]:
-    return run.mean.in_place_of_weights(run.model) if run.mean else nullcontext()
+@contextmanager
+def _evaluated_model(run: Run) -> Iterator[Decoder]:
+    """The model to evaluate: with the mean of the weights where there is one, and whole."""
+    if isinstance(run.gradients, ShardedSum):
+        yield whole_model(run.model, run.mean.weights if run.mean else None)
+        return
+    with run.mean.in_place_of_weights(run.model) if run.mean else nullcontext():
+        yield run.model
 
 
-def choose_device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device that a setting names; of several ranks on one machine each has a GPU of its own."""
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise MachineError("There is no GPU that torch can use", where="device", remedy="Set device to cpu")
-    return torch.device(wanted)
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda" or ranks.size == 1:
+        return torch.device(wanted)
+    if ranks.local >= torch.cuda.device_count():
+        raise MachineError(
+            f"Rank {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            where="device",
+            remedy="Start at most as many ranks on a machine as it has GPUs",
+        )
+    torch.cuda.set_device(ranks.local)
+    return torch.device("cuda", ranks.local)

@@ -12,21 +12,26 @@ from torch import Tensor
 
 from curation.errors import DataError
 from training.losses import IGNORED, linear_cross_entropy
+from training.distributed import ALONE, Ranks
+from training.gradient_sum import GradientSum
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
 from training.schedules import rate_factor
 from training.settings import TrainSettings
+from training.sharding import ShardedSum, whole
 
 
 @dataclass
 class Run:
-    """What changes while training."""
+    """What changes while training, the ranks that do it, and how their gradients are summed (None = alone)."""
 
     model: Decoder
     optimizer: torch.optim.AdamW
     mean: WeightMean | None
     step: int
+    ranks: Ranks = ALONE
+    gradients: GradientSum | ShardedSum | None = None
 
 
 def accumulate_gradients(
@@ -36,19 +41,26 @@ def accumulate_gradients(
     micro_batch_sequences: int | None = None,
     precision: str = "float32",
     z_loss: float = 0.0,
+    ranks: Ranks = ALONE,
+    gradients: GradientSum | ShardedSum | None = None,
 ) -> Tensor:
     """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
 
-    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
+    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches. Of
+    several ranks each gives its part of the batch; loss and gradient are those of all parts together.
     """
     device = model.output_weight.device
-    labels = max(int((batch.labels != IGNORED).sum()), 1)
+    labels = max(ranks.total(int((batch.labels != IGNORED).sum())), 1)
     count = len(batch.labels)
     size = micro_batch_sequences or count
     total = torch.zeros(
         (), dtype=torch.promote_types(model.output_weight.dtype, torch.float32), device=device
     )
+    if gradients is not None:
+        gradients.start()
     for first in range(0, count, size):
+        if gradients is not None and first + size >= count:
+            gradients.begin()
         ids, wanted, positions, documents = (
             part[first : first + size].to(device, non_blocking=True)
             for part in (batch.input_ids, batch.labels, batch.positions, batch.document_ids)
@@ -61,11 +73,13 @@ def accumulate_gradients(
         loss = summed / labels
         loss.backward()
         total += loss.detach()
-    return total
+    if gradients is not None:
+        gradients.finish()
+    return ranks.sum_(total)
 
 
 def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
-    """One update, and its row of the log."""
+    """One update, and its row of the log; `batch` is this rank's part of it."""
     rate = settings.learning_rate * rate_factor(
         settings.schedule, run.step, steps=settings.steps, warmup_steps=settings.warmup_steps
     )
@@ -75,11 +89,13 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
         micro_batch_sequences=settings.micro_batch_sequences,
         precision=settings.precision,
         z_loss=settings.z_loss,
+        ranks=run.ranks,
+        gradients=run.gradients,
     )
     parameters = list(run.model.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
     # One look at both numbers: on a GPU, the only wait of the step.
-    loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
+    loss_value, norm_value = torch.stack((loss, whole(norm).to(loss))).tolist()
     _refuse_non_finite(loss_value, norm_value, run.step + 1, rate)
     if settings.clip is not None and norm_value > settings.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm, foreach=True)
