@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -55,7 +56,8 @@ class Ranks:
         if self.size == 1:
             return number
         summed = torch.tensor(number, dtype=torch.int64)
-        dist.all_reduce(summed)
+        with other_ranks():
+            dist.all_reduce(summed)
         return int(summed)
 
     def any(self, flag: bool) -> bool:
@@ -65,7 +67,8 @@ class Ranks:
     def sum_(self, value: Tensor) -> Tensor:
         """Replace `value` by its sum over all ranks."""
         if self.size > 1:
-            dist.all_reduce(value)
+            with other_ranks():
+                dist.all_reduce(value)
         return value
 
     def from_main(self, work: Callable[[], T]) -> T:
@@ -84,7 +87,12 @@ class Ranks:
                 failure, told[1] = error, (type(error).__name__, error.what, error.where, error.remedy)
             except BaseException as error:
                 failure, told[1] = error, ("", f"Rank 0 has failed: {error!r}", "", "Look at its own message")
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        try:
+            with other_ranks():
+                dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        except MachineError:
+            if failure is None:
+                raise
         if failure is not None:
             raise failure
         if told[1] is not None:
@@ -94,6 +102,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def other_ranks() -> Iterator[None]:
+    """Turn the failure of a rank that this one talks to into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MachineError(
+            f"Another rank of this run has ended: {str(error).splitlines()[0]}",
+            where="ranks",
+            remedy="Its own message says why; start the run again to continue from the last checkpoint",
+        ) from error
 
 
 def join_ranks(device: str) -> Ranks:
@@ -108,6 +129,7 @@ def join_ranks(device: str) -> Ranks:
         gpu = device != "cpu" and torch.cuda.is_available()
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
+            dist.broadcast_object_list([None], src=0, device=torch.device("cpu"))  # all have met
         except (RuntimeError, ValueError) as error:
             raise MachineError(
                 f"The ranks cannot meet: {error}",
@@ -139,3 +161,21 @@ def check_ranks(ranks: Ranks, batch_sequences: int) -> None:
             remedy=f"Start {max(n for n in fits if n < ranks.size)} ranks, or make batch_sequences a multiple of "
             f"{ranks.size}",
         )
+
+
+def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device that a setting names; of several ranks on one machine each has a GPU of its own."""
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise MachineError("There is no GPU that torch can use", where="device", remedy="Set device to cpu")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cuda" or ranks.size == 1:
+        return torch.device(wanted)
+    if ranks.local >= torch.cuda.device_count():
+        raise MachineError(
+            f"Rank {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            where="device",
+            remedy="Start at most as many ranks on a machine as it has GPUs",
+        )
+    torch.cuda.set_device(ranks.local)
+    return torch.device("cuda", ranks.local)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.distributed import other_ranks
+
 BUCKET_BYTES = 32 << 20
 
 
@@ -45,7 +47,8 @@ class GradientSum:
         while len(self._flying) < len(self.buckets):
             self._send()
         for bucket, (flat, work) in zip(self.buckets, self._flying, strict=True):
-            work.wait()
+            with other_ranks():
+                work.wait()
             parts = flat.split([p.numel() for p in bucket])
             torch._foreach_copy_(
                 [p.grad for p in bucket if p.grad is not None],

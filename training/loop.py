@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from curation.atomic import hash_file, hash_value, read_json, write_json, writing_to
-from curation.errors import MachineError, RecipeError
+from curation.atomic import read_json, write_json
 from curation.progress import progress
 from training.checkpoint import (
-    OPTIMIZER,
-    STATE,
     TrainingState,
     describe_run,
     gather_tensors,
     list_checkpoints,
     load_checkpoint_model,
-    read_state,
     refuse_other_settings,
     remove_checkpoint,
     restore_checkpoint,
     write_tensors,
 )
 from training.compilation import compile_model
-from training.distributed import ALONE, Ranks, check_ranks, join_ranks
+from training.distributed import Ranks, check_ranks, choose_device, join_ranks
 from training.gradient_sum import GradientSum
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
 from training.order import DataOrder
 from training.recomputation import recompute_layers
+from training.run_lock import only_process_in
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
 from training.sharding import ShardedSum, whole_model
+from training.start import copy_start, start_hash
 from training.stopping import TrainingStopped, stop_requests
 from training.update import Run, update
 
@@ -105,7 +102,9 @@ def train(
             return _read_result(out)
         stop = held.enter_context(stop_requests())
         run = _begin(out, model_config, settings, described, init_from, ranks)
-        log = held.enter_context(closing(RunLog(out, run.step))) if ranks.main else None
+        log = RunLog(out, run.step) if ranks.main else None
+        if log:
+            held.callback(log.close)
         label = progress_label or f"training {out.name}"
         todo = (settings.steps - run.step) * settings.tokens_per_step
         task = held.enter_context(progress(label, todo, "tokens"))
@@ -115,9 +114,7 @@ def train(
             if ranks.any(bool(stop)):
                 _stop(run, settings, out, described, log)
             started = time.perf_counter()
-            batch = order.batch(
-                *ranks.share(run.step * settings.batch_sequences, settings.batch_sequences)
-            )
+            batch = order.batch(*ranks.share(run.step * settings.batch_sequences, settings.batch_sequences))
             row = update(run, batch, settings)
             seconds = time.perf_counter() - started
             if log:
@@ -213,7 +210,7 @@ def _begin(
     if not saved and init_from is None:
         model.init_weights(settings.seed)
     elif not saved and init_from is not None:
-        _start_from(model, init_from, described)
+        copy_start(model, init_from, described.get("tokenizer"))
     model.to(device)
     recompute_layers(model, settings.recompute_every)
     compile_model(model, settings.compile)
@@ -256,24 +253,6 @@ def _read_result(out: Path) -> TrainResult:
     return TrainResult(**(record | {"final": out / record["final"]}))
 
 
-@contextmanager
-def only_process_in(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process, however it ends."""
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(
-                "Another process is training into this folder",
-                where=str(out),
-                remedy="Wait for it, stop it, or choose another folder",
-            ) from error
-        yield
-
-
 def _describe(
     model: ModelConfig, order: DataOrder, settings: TrainSettings, init_from: Path | None
 ) -> dict[str, Any]:
@@ -291,39 +270,6 @@ def _claim(held: ExitStack, out: Path, described: dict[str, Any]) -> None:
     refuse_other_settings(read_json(path), described, out)
 
 
-def start_hash(start: Path | None) -> str | None:
-    """Hash of the weights that a run starts from; None for a run that draws them."""
-    if start is None:
-        return None
-    files = sorted(Path(start).glob("*.safetensors"))
-    return hash_value([(file.name, hash_file(file)) for file in files if file.name != OPTIMIZER])
-
-
-def _start_from(model: Decoder, start: Path, described: dict[str, Any]) -> None:
-    """Copy the weights of a checkpoint or of a Hugging Face folder into `model`."""
-    if (Path(start) / STATE).exists():
-        theirs = read_state(start).settings.get("tokenizer")
-        if theirs is not None and theirs != described.get("tokenizer", theirs):
-            raise RecipeError(
-                "The weights to start from were trained with another tokenizer than the data was made with",
-                where=str(start),
-                remedy="Tokenize the data with the checkpoint's tokenizer, or start from other weights",
-            )
-        found = load_checkpoint_model(start)
-    else:
-        from training.huggingface import load_huggingface
-
-        found = load_huggingface(start)
-    weights = dict(found.named_parameters())
-    if {n: p.shape for n, p in weights.items()} != {n: p.shape for n, p in model.named_parameters()}:
-        raise RecipeError(
-            "The weights to start from belong to a model of another shape",
-            where=str(start),
-            remedy="Give the run the same model settings",
-        )
-    model.load_state_dict(weights)
-
-
 @contextmanager
 def _evaluated_model(run: Run) -> Iterator[Decoder]:
     """The model to evaluate: with the mean of the weights where there is one, and whole."""
@@ -332,21 +278,3 @@ def _evaluated_model(run: Run) -> Iterator[Decoder]:
         return
     with run.mean.in_place_of_weights(run.model) if run.mean else nullcontext():
         yield run.model
-
-
-def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
-    """The device that a setting names; of several ranks on one machine each has a GPU of its own."""
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise MachineError("There is no GPU that torch can use", where="device", remedy="Set device to cpu")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cuda" or ranks.size == 1:
-        return torch.device(wanted)
-    if ranks.local >= torch.cuda.device_count():
-        raise MachineError(
-            f"Rank {ranks.local} of this machine has no GPU: there are {torch.cuda.device_count()}",
-            where="device",
-            remedy="Start at most as many ranks on a machine as it has GPUs",
-        )
-    torch.cuda.set_device(ranks.local)
-    return torch.device("cuda", ranks.local)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError
-from training.losses import IGNORED, linear_cross_entropy
 from training.distributed import ALONE, Ranks
 from training.gradient_sum import GradientSum
+from training.losses import IGNORED, linear_cross_entropy
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
