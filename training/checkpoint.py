@@ -22,13 +22,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from curation.atomic import hash_value, read_json, replacing_folder, write_json
 from curation.errors import DataError, RecipeError
 from training.model import Decoder, ModelConfig
 from training.optimizer import WeightMean, moments, restore_moments
-from training.sharding import like, whole
+from training.sharding import is_sharded, like, whole
 
 SCHEMA = 1
 MODEL, OPTIMIZER, AVERAGED, STATE = (
@@ -125,7 +124,7 @@ def gather_tensors(
         for name, tensor in tensors.items():
             full = whole(tensor)
             if wanted:
-                kept[file][name] = full.cpu() if isinstance(tensor, DTensor) else full
+                kept[file][name] = full.cpu() if is_sharded(tensor) else full
     return kept
 
 

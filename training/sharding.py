@@ -6,11 +6,14 @@ Checkpoints do not know about it: `whole` gathers a tensor before it is written,
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 from training.distributed import Ranks
 from training.model import Decoder
@@ -25,6 +28,10 @@ class ShardedSum:
         With bfloat16 the layers' weights travel in that precision, and gradients are summed in float32. The
         embedding, the last norm and the output weight stay in float32, as the residual stream does.
         """
+        # Imported here and below: it takes a second or two, which a run that does not shard need not wait.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         mesh = init_device_mesh(model.output_weight.device.type, (ranks.size,))
         narrow = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
@@ -54,16 +61,25 @@ class ShardedSum:
         """Every `.grad` is a part of the sum over all ranks by now."""
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds only its part of the tensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor, on every rank; any other tensor itself. All ranks must ask for it."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """This rank's part of `tensor`, which every rank has whole, where `parameter` is sharded; else itself."""
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
     tensor = tensor.to(parameter.device, parameter.dtype)
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
@@ -79,4 +95,6 @@ def whole_model(model: Decoder, weights: dict[str, Tensor] | None = None) -> Dec
 
 
 def _sharded(model: nn.Module) -> list[FSDPModule]:
+    from torch.distributed.fsdp import FSDPModule
+
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

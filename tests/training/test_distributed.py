@@ -97,22 +97,16 @@ def train_with_full_disk(out: Path, settings, notes: Path):
     return train_on(out, settings, notes)
 
 
-def train_with_infinite_gradient(out: Path, settings, notes: Path):
-    real = update.accumulate_gradients
+def train_with_infinite_gain(out: Path, settings, notes: Path):
+    """Rank 1 computes its third part with a broken model."""
+    real, calls = update.accumulate_gradients, []
 
     def broken(model, batch, **options):
-        loss = real(model, batch, **options)
-        return loss
-
-    if dist.get_rank() == 1:
-        sequences = []
-
-        def broken(model, batch, **options):
-            sequences.append(1)
-            if len(sequences) == 3:
-                with torch.no_grad():
-                    model.norm.weight[0] = float("inf")
-            return real(model, batch, **options)
+        calls.append(1)
+        if dist.get_rank() == 1 and len(calls) == 3:
+            with torch.no_grad():
+                model.norm.weight[0] = float("inf")
+        return real(model, batch, **options)
 
     update.accumulate_gradients = broken
     return train_on(out, settings, notes)
@@ -213,6 +207,6 @@ def test_all_ranks_end_with_the_sentence_of_a_full_disk(alone, tmp_path):
 
 def test_all_ranks_refuse_an_update_that_one_of_them_made_infinite(tmp_path):
     arguments = (tmp_path / "out", SHORT, tmp_path / "notes")
-    for kind, text in on_ranks(2, tmp_path, train_with_infinite_gradient, *arguments):
+    for kind, text in on_ranks(2, tmp_path, train_with_infinite_gain, *arguments):
         assert kind == "DataError" and "at step 3" in text
     assert [row["step"] for row in read_rows(tmp_path / "out/metrics.jsonl")] == [1, 2]
