@@ -37,7 +37,7 @@ from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
 from training.sharding import ShardedSum, whole_model
 from training.start import copy_start, start_hash
-from training.stopping import TrainingStopped, stop_requests
+from training.stop_requests import TrainingStopped, stop_requests
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]

@@ -19,7 +19,7 @@ from training import checkpoint, loop, update
 from training.checkpoint import list_checkpoints, read_state
 from training.loop import train
 from training.model import Decoder
-from training.stopping import TrainingStopped
+from training.stop_requests import TrainingStopped
 
 MICRO = replace(SETTINGS, micro_batch_sequences=1)
 

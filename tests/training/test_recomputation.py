@@ -8,13 +8,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from curation.errors import MachineError
-from tests.training.test_loop import CONFIG, SETTINGS, make_order
+from tests.training.test_loop import CONFIG, make_order
 from training import compilation
 from training.compilation import compile_model
-from training.loop import train
 from training.model import Decoder
 from training.recomputation import recompute_layers
-from training.run_log import read_rows
 from training.update import accumulate_gradients
 
 DEEP = replace(CONFIG, layers=4)
@@ -71,32 +69,40 @@ def test_recomputed_layers_hold_only_their_input(attention):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_layers_train_the_same(tmp_path):
-    few = replace(SETTINGS, steps=2, warmup_steps=0, checkpoint_steps=(), evaluate_steps=(), average_from=None)
-    train(CONFIG, make_order(), few, tmp_path / "plain")
-    for compiled in ("layers", "model"):
-        torch._dynamo.reset()
-        train(CONFIG, make_order(), replace(few, compile=compiled), tmp_path / compiled)
-        ours, wanted = (read_rows(tmp_path / name / "metrics.jsonl") for name in (compiled, "plain"))
-        for key in ("loss", "grad_norm"):
-            assert [row[key] for row in ours] == pytest.approx([row[key] for row in wanted], rel=1e-4)
-    # What was compiled is used: no graph, no compiled run.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+def test_compiled_layers_have_the_same_gradients():
+    model = Decoder(CONFIG).init_weights(0)
+    wanted = gradients(model)
+    compile_model(model, "layers")
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for ours, other in zip(gradients(model), wanted, strict=True):
+        assert (ours - other).norm() <= 1e-5 * other.norm()
+    # One graph that both layers share; without it, nothing was compiled.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 
 
-def test_a_compiled_model_evaluates_uncompiled(monkeypatch):
+@pytest.mark.parametrize("what", ["layers", "model"])
+def test_what_is_compiled_is_used_where_gradients_are_wanted_only(monkeypatch, what):
+    used = []
+
+    def pretend(plain):
+        def compiled(*given, **named):
+            used.append(plain)
+            return plain(*given, **named)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", pretend)
     monkeypatch.setattr(compilation, "_check_compiler", lambda device: None)
-    monkeypatch.setattr(torch, "compile", lambda plain: pytest.fail)
-    for what in ("layers", "model"):
-        model = Decoder(CONFIG).init_weights(0)
-        batch = make_order().batch(0, 2)
-        with torch.no_grad():
-            wanted = model(batch.input_ids, batch.positions, batch.document_ids)
-            compile_model(model, what)
-            found = model(batch.input_ids, batch.positions, batch.document_ids)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-        with pytest.raises(BaseException, match=""):
-            model(batch.input_ids)
+    model = Decoder(CONFIG).init_weights(0)
+    wanted = gradients(model)
+    compile_model(model, what)
+    batch = make_order().batch(0, 2)
+    with torch.no_grad():
+        model(batch.input_ids, batch.positions, batch.document_ids)
+    assert used == []
+    for ours, other in zip(gradients(model), wanted, strict=True):
+        assert (ours - other).norm() <= 1e-5 * other.norm()
+    assert len(used) == (CONFIG.layers if what == "layers" else 1)
 
 
 def test_no_compiler_is_a_sentence(monkeypatch):
