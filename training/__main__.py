@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="JSON or YAML: model, data, training; see docs/parallel.md")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same again continues")
     options = parser.parse_args(arguments)
-    main_rank = os.environ.get("RANK", "0") == "0"
+    rank = int(os.environ.get("RANK", "0"))
     keep_freed_memory()
     try:
         from training.launch import read_launch
@@ -30,10 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         asked = read_launch(options.config)
         result = train(asked.model, asked.order, asked.settings, options.out, init_from=asked.init_from)
     except MixwrightError as error:
-        if main_rank or "rank" in str(error).lower():
-            print(error, file=sys.stderr)
+        print(f"rank {rank}: {error}" if rank else error, file=sys.stderr)
         return error.exit_code
-    if main_rank:
+    if rank == 0:
         print(f"{result.tokens:,} tokens in {result.seconds:,.0f} s; the model is {result.final}")
     return 0
 
