@@ -101,7 +101,7 @@ def test_finished_runs_are_not_repeated_and_workers_do_not_change_numbers(study,
 
 
 def test_runs_take_turns_on_the_devices_and_need_not_stay_there(study, tmp_path, monkeypatch) -> None:
-    folder, settings, _ = study
+    _, settings, _ = study
     real, used = runs.train, []
 
     def noted(model, order, train_settings, *given, **named):

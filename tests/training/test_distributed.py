@@ -139,9 +139,9 @@ def test_gradients_are_those_of_the_whole_update(tmp_path, size):
                     assert error < 1e-12
 
 
-@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (4, "fsdp")])
-def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
-    settings = replace(SHORT, parallel=parallel)
+@pytest.mark.parametrize(("size", "parallel", "recompute"), [(2, "ddp", None), (4, "fsdp", 1)])
+def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel, recompute):
+    settings = replace(SHORT, parallel=parallel, recompute_every=recompute)
     answers = on_ranks(size, tmp_path, train_on, tmp_path / "out", settings, tmp_path / "notes")
     assert answers == [10] * size
     assert read_notes(tmp_path / "notes") == list(range(40)), "each sequence is read once, by one rank"
@@ -160,6 +160,16 @@ def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel):
         if file != "optimizer":
             for name in ours:
                 torch.testing.assert_close(ours[name], wanted[name], rtol=1e-3, atol=1e-4)
+
+
+def test_shards_in_bfloat16_train_much_the_same(tmp_path):
+    narrow = replace(SHORT, precision="bfloat16", parallel="fsdp", micro_batch_sequences=1)
+    train(CONFIG, make_order(), narrow, tmp_path / "alone", evaluate=evaluate)
+    on_ranks(2, tmp_path, train_on, tmp_path / "out", narrow, tmp_path / "notes")
+    ours, wanted = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("out", "alone"))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in wanted], rel=0.02)
+    saved = load_file(tmp_path / "out/checkpoints/step-10/model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 def test_a_run_moves_between_one_process_copies_and_shards(alone, tmp_path):
