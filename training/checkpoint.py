@@ -115,7 +115,10 @@ def gather_tensors(
     Of a sharded run every rank must call this; those that do not write the checkpoint with wanted=False keep
     nothing of it. Sharded tensors are moved to the CPU one by one, others are the live ones.
     """
-    found = {MODEL: dict(model.named_parameters()), OPTIMIZER: moments(model, optimizer)}
+    found: dict[str, dict[str, Tensor]] = {
+        MODEL: dict(model.named_parameters()),
+        OPTIMIZER: moments(model, optimizer),
+    }
     if mean is not None and mean.count:
         found[AVERAGED] = mean.weights
     kept: dict[str, dict[str, Tensor]] = {}

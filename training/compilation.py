@@ -28,7 +28,7 @@ def compile_model(model: Decoder, what: Compile) -> None:
     if what == "model":
         model.attention = "sdpa"  # one kernel to trace, and not the fused layer
     for module in model.layers if what == "layers" else [model]:
-        module.forward = _when_training(module)  # type: ignore[method-assign]
+        module.forward = _when_training(module)
 
 
 def _when_training(module: nn.Module) -> Callable[..., Any]:

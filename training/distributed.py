@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,9 @@ TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Rank 0 evaluates and writes while the others wait for it. A rank that dies is noticed by torchrun and by
 # gloo's closed connection, not by this.
 TIMEOUT = timedelta(hours=4)
-_ERRORS = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError)}
+_ERRORS: dict[str, type[MixwrightError]] = {
+    kind.__name__: kind for kind in (RecipeError, DataError, MachineError)
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if told[1] is not None:
-            name, what, where, remedy = told[1]  # type: ignore[misc]
+            name, what, where, remedy = cast("tuple[str, str, str, str]", told[1])
             raise _ERRORS.get(name, MixwrightError)(what, where=where, remedy=remedy)
         return told[0]  # type: ignore[return-value]
 

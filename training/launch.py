@@ -104,7 +104,8 @@ def _model(value: str | dict[str, Any]) -> ModelConfig:
 
 def _schedule(config: RunConfig) -> MixtureSchedule:
     settings, data = config.training, config.data
-    needed, phases = settings.steps * settings.batch_sequences, []
+    needed = settings.steps * settings.batch_sequences
+    phases: list[Phase] = []
     for index, phase in enumerate(data.phases):
         left = needed - sum(p.sequences for p in phases)
         sequences = left if phase.tokens is None else math.ceil(phase.tokens / settings.sequence_tokens)
