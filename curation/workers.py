@@ -126,6 +126,7 @@ class _Worker:
         environment = dict(
             os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"
         )
+        environment.pop("WORLD_SIZE", None)  # a worker of a torchrun rank is no rank itself
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],

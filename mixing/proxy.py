@@ -13,6 +13,7 @@ from curation.errors import RecipeError
 from mixing.mixture import check_weights
 from training.loop import TrainSettings
 from training.model import ModelConfig
+from training.settings import deciding_settings
 from training.tokens import TokenSource
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -143,7 +144,7 @@ def fingerprint_of(run: ProxyRun, settings: ProxySettings, inputs: Mapping[str, 
             "seeds": [run.seed, run.init_seed],
             "share": run.budget_share,
             "model": asdict(settings.model),
-            "train": asdict(settings.train),
+            "train": deciding_settings(settings.train),
             "block": settings.block,
             "evaluation": [settings.evaluation_context, settings.evaluation_stride],
             "inputs": {**inputs, "tokens": tokens},

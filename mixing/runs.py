@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,14 @@ def run_proxies(
     folder: Path | str,
     *,
     workers: int = 1,
+    devices: Sequence[str] = (),
     description: str = "proxy runs",
 ) -> list[ProxyResult]:
     """Make the runs that are not finished, `workers` at a time, and rewrite ratios.csv and metrics.csv.
+
+    devices : where the runs train, by turns, for example ("cuda:0", "cuda:1"); with more workers than GPUs
+              several processes share each, which fills it with models too small to do so alone. Empty = as
+              settings.train.device says.
 
     A finished run of the same fingerprint is not repeated; a killed one continues from its checkpoint; one
     whose settings, data or probes have changed is deleted and made anew. Numbers do not depend on `workers`.
@@ -95,7 +100,10 @@ def run_proxies(
             f"Two runs are called {double!r}", where=str(folder), remedy="Give each an id of its own"
         )
     waiting = [run for run in runs if not _is_finished(folder / run.run_id, prints[run.run_id])]
-    jobs = [Job(r.run_id, _train_run, (r, settings, folder, prints[r.run_id])) for r in waiting]
+    jobs = [
+        Job(run.run_id, _train_run, (run, _on_device(settings, devices, i), folder, prints[run.run_id]))
+        for i, run in enumerate(waiting)
+    ]
     run_jobs(
         jobs,
         workers=workers,
@@ -106,6 +114,12 @@ def run_proxies(
     )
     write_tables(folder)
     return [read_result(folder, run.run_id) for run in runs]
+
+
+def _on_device(settings: ProxySettings, devices: Sequence[str], turn: int) -> ProxySettings:
+    if not devices:
+        return settings
+    return replace(settings, train=replace(settings.train, device=devices[turn % len(devices)]))
 
 
 def read_result(folder: Path | str, run_id: str) -> ProxyResult:

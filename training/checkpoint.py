@@ -6,7 +6,8 @@
     step-N/state.json              the step, the data position (one integer), settings and their hash
 
 There is no random state to keep: the weights' draw and the data order are functions of seeds, and nothing
-else in training is random. Folders appear whole or not at all, and hold no pickle.
+else in training is random. Nor do ranks leave a trace: one process, copies (DDP) and shards (FSDP) write and
+read the same files. Folders appear whole or not at all, and hold no pickle.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from curation.atomic import hash_value, read_json, replacing_folder, write_json
 from curation.errors import DataError, RecipeError
 from training.model import Decoder, ModelConfig
 from training.optimizer import WeightMean, moments, restore_moments
+from training.sharding import is_sharded, like, whole
 
 SCHEMA = 1
 MODEL, OPTIMIZER, AVERAGED, STATE = (
@@ -61,13 +63,17 @@ class TrainingState:
 
 
 def describe_run(
-    model: ModelConfig, order: str, training: dict[str, Any], start: str | None
+    model: ModelConfig, order: str, training: dict[str, Any], start: str | None, tokenizer: str = ""
 ) -> dict[str, Any]:
     """The settings of a run as JSON holds them; two runs with equal ones have equal weights.
 
-    order : fingerprint of the data order; start : hash of the weights it starts from, if they are not drawn
+    order     : fingerprint of the data order
+    start     : hash of the weights it starts from, if they are not drawn
+    tokenizer : hash of the tokenizer that made the data, "" where that is not known
     """
     described = {"model": asdict(model), "order": order, "training": training, "start": start}
+    if tokenizer:
+        described["tokenizer"] = tokenizer
     return json.loads(json.dumps(described))
 
 
@@ -79,7 +85,7 @@ def refuse_other_settings(found: dict[str, Any], wanted: dict[str, Any], where: 
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     shown = "; ".join(
         f"{key} has changed"
-        if key in ("order", "start")
+        if key in ("order", "start", "tokenizer")
         else f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in changed
     )
@@ -98,11 +104,38 @@ def write_checkpoint(
     mean: WeightMean | None,
 ) -> None:
     """Write a checkpoint; the same state gives the same bytes."""
+    write_tensors(folder, state, gather_tensors(model, optimizer, mean))
+
+
+def gather_tensors(
+    model: Decoder, optimizer: torch.optim.Optimizer, mean: WeightMean | None, *, wanted: bool = True
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file of a checkpoint, whole also where they are sharded.
+
+    Of a sharded run every rank must call this; those that do not write the checkpoint with wanted=False keep
+    nothing of it. Sharded tensors are moved to the CPU one by one, others are the live ones.
+    """
+    found: dict[str, dict[str, Tensor]] = {
+        MODEL: dict(model.named_parameters()),
+        OPTIMIZER: moments(model, optimizer),
+    }
+    if mean is not None and mean.count:
+        found[AVERAGED] = mean.weights
+    kept: dict[str, dict[str, Tensor]] = {}
+    for file, tensors in found.items():
+        kept[file] = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if wanted:
+                kept[file][name] = full.cpu() if is_sharded(tensor) else full
+    return kept
+
+
+def write_tensors(folder: Path, state: TrainingState, tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Write the checkpoint of what `gather_tensors` has returned."""
     with replacing_folder(folder) as temporary:
-        _write_tensors(dict(model.named_parameters()), temporary / MODEL)
-        _write_tensors(moments(model, optimizer), temporary / OPTIMIZER)
-        if mean is not None and mean.count:
-            _write_tensors(mean.weights, temporary / AVERAGED)
+        for file, content in tensors.items():
+            _write_tensors(content, temporary / file)
         record = {"schema": SCHEMA, "settings_hash": hash_value(state.settings), **asdict(state)}
         write_json(temporary / STATE, record | {"versions": {"torch": torch.__version__}})
 
@@ -126,24 +159,29 @@ def restore_checkpoint(
 ) -> tuple[TrainingState, WeightMean | None]:
     """Put a checkpoint's weights and moments into `model` and `optimizer`; its state and its mean.
 
-    Raises RecipeError when it was written under other settings, DataError when a file is broken.
+    A sharded model and its optimizer get their parts of it. Raises RecipeError when it was written under
+    other settings, DataError when a file is broken.
     """
     state = read_state(folder)
     refuse_other_settings(state.settings, settings, folder)
+    parameters = dict(model.named_parameters())
     _copy_weights(model, _read_tensors(folder / MODEL), folder / MODEL)
-    saved = _read_tensors(folder / OPTIMIZER)
+    saved = {
+        key: like(parameters[name], tensor) if name in parameters else tensor
+        for key, tensor in _read_tensors(folder / OPTIMIZER).items()
+        for name in [key.partition(".")[2]]  # "<moment>.<parameter>"
+    }
     try:
         restore_moments(model, optimizer, saved, state.step)
     except KeyError as error:
         raise _broken(folder / OPTIMIZER, f"has no tensor {error}") from error
     if not state.averaged:
         return state, None
-    device = model.output_weight.device
     averaged = _read_tensors(folder / AVERAGED)
-    names = [name for name, _ in model.named_parameters()]
-    if sorted(averaged) != sorted(names):
+    if sorted(averaged) != sorted(parameters):
         raise _broken(folder / AVERAGED, "has other tensors than the model")
-    return state, WeightMean(((name, averaged[name].to(device)) for name in names), state.averaged)
+    mean = ((name, like(p, averaged[name].to(p.device))) for name, p in parameters.items())
+    return state, WeightMean(mean, state.averaged)
 
 
 def load_checkpoint_model(folder: Path | str, *, averaged: bool | None = None) -> Decoder:
@@ -192,7 +230,7 @@ def _copy_weights(model: Decoder, saved: dict[str, Tensor], where: Path) -> None
         raise _broken(where, "has other tensors than the model of its state.json")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(like(parameter, saved[name]))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

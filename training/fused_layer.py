@@ -106,10 +106,11 @@ class FusedLayer(torch.autograd.Function):
             silu = F.silu(gate)
             product = silu * up
             out = middle + product @ narrow_down.T
-        ctx.shape, ctx.shares = shape, shares
+        ctx.shape = shape
+        # The shares too, so that activation checkpointing can drop them: a tensor kept on ctx would stay.
         ctx.save_for_backward(
             gain1, w_qkv, narrow_qkv, narrow_o, gain2, w_in, narrow_in, narrow_down,
-            turn, unit1, scale1, qk, scale_qk, value, mixed, unit2, scale2, gate, up, silu, product,
+            turn, unit1, scale1, qk, scale_qk, value, mixed, unit2, scale2, gate, up, silu, product, *shares,
         )  # fmt: skip
         return out.view(x.shape)
 
@@ -118,7 +119,7 @@ class FusedLayer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (
             gain1, w_qkv, narrow_qkv, narrow_o, gain2, w_in, narrow_in, narrow_down,
-            turn, unit1, scale1, qk, scale_qk, value, mixed, unit2, scale2, gate, up, silu, product,
+            turn, unit1, scale1, qk, scale_qk, value, mixed, unit2, scale2, gate, up, silu, product, *shares,
         ) = ctx.saved_tensors  # fmt: skip
         shape: LayerShape = ctx.shape
         wide = grad.reshape(-1, grad.shape[-1])
@@ -136,7 +137,7 @@ class FusedLayer(torch.autograd.Function):
         # Attention.
         narrow = wide.to(shape.dtype)
         g_o = narrow.T @ mixed
-        g_qk, g_value = _attend_backward(narrow @ narrow_o, qk, value, ctx.shares, shape)
+        g_qk, g_value = _attend_backward(narrow @ narrow_o, qk, value, shares, shape)
         g_qkv = _turned_backward(g_qk, g_value, qk, scale_qk, turn, shape)
         g_folded = g_qkv.T @ unit1
         g_w_qkv, g_gain1 = _unfold(g_folded, w_qkv, gain1)

@@ -16,13 +16,14 @@ from typing import Any
 from curation.atomic import hash_value, read_json, write_json
 from curation.errors import DataError
 from training.checkpoint import describe_run, list_checkpoints, refuse_other_settings, remove_checkpoint
+from training.distributed import choose_device
 from training.grpo_run import GrpoRun
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.huggingface import read_generation, save_huggingface
-from training.loop import choose_device, only_process_in, start_hash
 from training.prompts import Question, read_questions
 from training.rewards import Reward, describe_reward, named_reward
-from training.start import load_start, start_tokenizer
+from training.run_lock import only_process_in
+from training.start import load_start, start_hash, start_tokenizer
 
 INPUTS = "inputs.json"
 """Where a run's start lies, for a replay; its hash is in training.json."""

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from curation.atomic import hash_file, hash_value, read_json, write_json, writing_to
-from curation.errors import MachineError, RecipeError
+from curation.atomic import read_json, write_json
 from curation.progress import progress
 from training.checkpoint import (
-    OPTIMIZER,
-    STATE,
     TrainingState,
     describe_run,
+    gather_tensors,
     list_checkpoints,
     load_checkpoint_model,
     refuse_other_settings,
     remove_checkpoint,
     restore_checkpoint,
-    write_checkpoint,
+    write_tensors,
 )
+from training.compilation import compile_model
+from training.distributed import Ranks, check_ranks, choose_device, join_ranks
+from training.gradient_sum import GradientSum
 from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
 from training.order import DataOrder, Order
+from training.recomputation import recompute_layers
+from training.run_lock import only_process_in
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.sharding import ShardedSum, whole_model
+from training.start import copy_start, start_hash
 from training.start_check import refuse_other_tokenizer
+from training.stop_requests import TrainingStopped, stop_requests
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
@@ -76,23 +81,30 @@ def train(
 
     A finished `out` is returned at once. A killed run, called again in the same way, goes on from its last
     checkpoint, and ends with the same bits as if it had not been killed (on the same machine, with the same
-    torch and number of threads). Writes checkpoints/step-N, metrics.jsonl (a row per update),
-    evaluations.jsonl and, last, result.json.
+    torch, number of threads and number of ranks). Writes checkpoints/step-N, metrics.jsonl (a row per
+    update), evaluations.jsonl and, last, result.json.
+
+    Called by every process that torchrun has started, it trains one model with all of them, see
+    settings.parallel: each reads its part of every update, and rank 0 evaluates and writes. `out` must be a
+    folder that all of them see.
 
     The loss is the sum over all labels of the update, divided by their number: it does not depend on
-    micro-batches. An update whose loss or gradient is not finite is not made, but reported as a DataError.
+    micro-batches or ranks. An update whose loss or gradient is not finite is not made, but reported as a
+    DataError. SIGTERM or SIGINT end it after the update under way, with a checkpoint and TrainingStopped.
     Raises RecipeError for settings that cannot be, or that are not those that `out` was begun with.
     """
     out = Path(out)
     check_settings(settings, model_config, order)
     refuse_other_tokenizer(init_from, order)
-    start = start_hash(init_from)
-    described = describe_run(model_config, order.fingerprint(), deciding_settings(settings), start)
-    with only_process_in(out):
-        _claim(out, described)
-        if (out / "result.json").exists():
+    ranks = join_ranks(settings.device)
+    check_ranks(ranks, settings.batch_sequences)
+    described = ranks.from_main(lambda: _describe(model_config, order, settings, init_from))
+    with ExitStack() as held:
+        ranks.from_main(lambda: _claim(held, out, described))
+        if ranks.from_main((out / "result.json").exists):
             return _read_result(out)
-        run = _begin(out, model_config, settings, described, init_from)
+        stop = held.enter_context(stop_requests())
+        run = _begin(out, model_config, settings, described, init_from, ranks)
         if settings.distillation and isinstance(order, DataOrder):  # check_settings refuses others
             run.lessons = open_lessons(
                 settings.distillation,
@@ -100,23 +112,29 @@ def train(
                 sequences=settings.steps * settings.batch_sequences,
                 vocabulary=model_config.vocab_size,
                 folder=out,
-                device=choose_device(settings.device),
+                device=run.model.output_weight.device,
             )
-        log = RunLog(out, run.step)
+        log = RunLog(out, run.step) if ranks.main else None
+        if log:
+            held.callback(log.close)
         label = progress_label or f"training {out.name}"
         todo = (settings.steps - run.step) * settings.tokens_per_step
-        with closing(log), progress(label, todo, "tokens") as task:
-            if run.step == 0:
-                _after_update(run, settings, out, described, evaluate, log)
-            while run.step < settings.steps:
-                started = time.perf_counter()
-                batch = order.batch(run.step * settings.batch_sequences, settings.batch_sequences)
-                row = update(run, batch, settings)
-                seconds = time.perf_counter() - started
+        task = held.enter_context(progress(label, todo, "tokens"))
+        if run.step == 0:
+            _after_update(run, settings, out, described, evaluate, log)
+        while run.step < settings.steps:
+            if ranks.any(bool(stop)):
+                _stop(run, settings, out, described, log)
+            started = time.perf_counter()
+            batch = order.batch(*ranks.share(run.step * settings.batch_sequences, settings.batch_sequences))
+            row = update(run, batch, settings)
+            seconds = time.perf_counter() - started
+            if log:
                 log.metrics(row | {"tokens_per_second": round(settings.tokens_per_step / seconds, 1)})
-                _after_update(run, settings, out, described, evaluate, log)
-                task.advance(settings.tokens_per_step)
-        return _finish(out, model_config, settings, log)
+            _after_update(run, settings, out, described, evaluate, log)
+            task.advance(settings.tokens_per_step)
+        ranks.from_main(lambda: _finish(out, model_config, settings, log))
+        return _read_result(out)
 
 
 def _after_update(
@@ -125,27 +143,68 @@ def _after_update(
     out: Path,
     described: dict[str, Any],
     evaluate: Evaluate | None,
-    log: RunLog,
+    log: RunLog | None,
 ) -> None:
     """Evaluate and write checkpoints, where this step is one for it.
 
     The order matters: when a checkpoint is there, so are all rows of the logs up to its step.
     """
     if evaluate is not None and run.step in settings.evaluate_steps:
-        with torch.no_grad(), _mean_weights(run):
-            log.evaluation({"step": run.step, **evaluate(run.model, run.step)})
+        with torch.no_grad(), _evaluated_model(run) as model:
+            run.ranks.from_main(lambda: _evaluate(evaluate, model, run.step, log))
     keep = run.step in settings.checkpoint_steps or run.step == settings.steps
     resume = settings.resume_every > 0 and run.step % settings.resume_every == 0 and run.step > 0
-    if not keep and not resume:
-        return
-    log.flush()
+    if keep or resume:
+        _save(run, settings, out, described, log, "checkpoints" if keep else "resume")
+
+
+def _evaluate(evaluate: Evaluate, model: Decoder, step: int, log: RunLog | None) -> None:
+    assert log is not None
+    log.evaluation({"step": step, **evaluate(model, step)})
+
+
+def _save(
+    run: Run,
+    settings: TrainSettings,
+    out: Path,
+    described: dict[str, Any],
+    log: RunLog | None,
+    place: str,
+) -> None:
+    """Write a checkpoint into out/`place`, and remove what `settings.keep` newer ones make needless."""
     averaged = run.mean.count if run.mean else 0
     state = TrainingState(run.step, run.step * settings.batch_sequences, averaged, described)
-    folder = out / ("checkpoints" if keep else "resume") / f"step-{run.step}"
-    write_checkpoint(folder, state, run.model, run.optimizer, run.mean)
-    for step, older in list_checkpoints(out / "resume").items():
-        if step != run.step or keep:
-            remove_checkpoint(older)
+    tensors = gather_tensors(run.model, run.optimizer, run.mean, wanted=run.ranks.main)
+
+    def write() -> None:
+        assert log is not None
+        log.flush()
+        write_tensors(out / place / f"step-{run.step}", state, tensors)
+        resume = list_checkpoints(out / "resume")
+        newest = sorted(resume.keys() | list_checkpoints(out / "checkpoints").keys())[-settings.keep :]
+        for step, older in resume.items():
+            if step not in newest:
+                remove_checkpoint(older)
+
+    run.ranks.from_main(write)
+
+
+def _stop(
+    run: Run, settings: TrainSettings, out: Path, described: dict[str, Any], log: RunLog | None
+) -> None:
+    """Leave a checkpoint of this very step, and end the run on all ranks."""
+    saved = run.ranks.from_main(lambda: run.step in _saved(out))
+    if not saved:
+        _save(run, settings, out, described, log, "resume")
+    raise TrainingStopped(
+        f"The training was asked to stop and has saved step {run.step} of {settings.steps}",
+        where=str(out),
+        remedy="Start it again in the same way to continue",
+    )
+
+
+def _saved(out: Path) -> dict[int, Path]:
+    return list_checkpoints(out / "resume") | list_checkpoints(out / "checkpoints")
 
 
 def _begin(
@@ -154,16 +213,24 @@ def _begin(
     settings: TrainSettings,
     described: dict[str, Any],
     init_from: Path | None,
+    ranks: Ranks,
 ) -> Run:
     """The run as its last checkpoint left it, or before its first update."""
-    device = choose_device(settings.device)
-    saved = list_checkpoints(out / "resume") | list_checkpoints(out / "checkpoints")
+    device = choose_device(settings.device, ranks)
+    saved = ranks.from_main(lambda: _saved(out))
     model = Decoder(model_config)
     if not saved and init_from is None:
         model.init_weights(settings.seed)
     elif not saved and init_from is not None:
-        _start_from(model, init_from)
+        copy_start(model, init_from, described.get("tokenizer"))
     model.to(device)
+    recompute_layers(model, settings.recompute_every)
+    compile_model(model, settings.compile)
+    gradients: GradientSum | ShardedSum | None = None
+    if ranks.size > 1 and settings.parallel == "fsdp":
+        gradients = ShardedSum(model, ranks, settings.precision)
+    elif ranks.size > 1:
+        gradients = GradientSum(model.parameters())
     optimizer = build_adamw(
         model,
         weight_decay=settings.weight_decay,
@@ -172,12 +239,13 @@ def _begin(
         epsilon=settings.epsilon,
     )
     if not saved:
-        return Run(model, optimizer, None, 0)
+        return Run(model, optimizer, None, 0, ranks, gradients)
     state, mean = restore_checkpoint(saved[max(saved)], described, model, optimizer)
-    return Run(model, optimizer, mean, state.step)
+    return Run(model, optimizer, mean, state.step, ranks, gradients)
 
 
-def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog) -> TrainResult:
+def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog | None) -> None:
+    assert log is not None
     # The last checkpoint is in checkpoints/ by now, so nothing reads these any more, half deleted or not.
     shutil.rmtree(out / "resume", ignore_errors=True)
     tokens = settings.steps * settings.tokens_per_step
@@ -190,7 +258,6 @@ def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: 
         "seconds": round(seconds, 3),
     }
     write_json(out / "result.json", record)
-    return _read_result(out)
 
 
 def _read_result(out: Path) -> TrainResult:
@@ -198,65 +265,29 @@ def _read_result(out: Path) -> TrainResult:
     return TrainResult(**(record | {"final": out / record["final"]}))
 
 
-@contextmanager
-def only_process_in(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process, however it ends."""
-    with writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(
-                "Another process is training into this folder",
-                where=str(out),
-                remedy="Wait for it, stop it, or choose another folder",
-            ) from error
-        yield
+def _describe(
+    model: ModelConfig, order: Order, settings: TrainSettings, init_from: Path | None
+) -> dict[str, Any]:
+    # Token sources know their tokenizer, and an order sees to it that they have one; chats do not.
+    tokenizer = getattr(next(iter(order.sources.values())), "tokenizer", "")
+    start = start_hash(init_from)
+    return describe_run(model, order.fingerprint(), deciding_settings(settings), start, tokenizer)
 
 
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Note the settings that the folder is for; refuse if it is for others."""
+def _claim(held: ExitStack, out: Path, described: dict[str, Any]) -> None:
+    """Lock the folder and note the settings that it is for; refuse if it is for others."""
+    held.enter_context(only_process_in(out))
     path = out / "training.json"
     if not path.exists():
         write_json(path, described)
     refuse_other_settings(read_json(path), described, out)
 
 
-def start_hash(start: Path | None) -> str | None:
-    """Hash of the weights that a run starts from; None for a run that draws them."""
-    if start is None:
-        return None
-    files = sorted(Path(start).glob("*.safetensors"))
-    return hash_value([(file.name, hash_file(file)) for file in files if file.name != OPTIMIZER])
-
-
-def _start_from(model: Decoder, start: Path) -> None:
-    """Copy the weights of a checkpoint or of a Hugging Face folder into `model`."""
-    if (Path(start) / STATE).exists():
-        found = load_checkpoint_model(start)
-    else:
-        from training.huggingface import load_huggingface
-
-        found = load_huggingface(start)
-    weights = dict(found.named_parameters())
-    if {n: p.shape for n, p in weights.items()} != {n: p.shape for n, p in model.named_parameters()}:
-        raise RecipeError(
-            "The weights to start from belong to a model of another shape",
-            where=str(start),
-            remedy="Give the run the same model settings",
-        )
-    model.load_state_dict(weights)
-
-
-def _mean_weights(run: Run) -> AbstractContextManager[None]:
-    return run.mean.in_place_of_weights(run.model) if run.mean else nullcontext()
-
-
-def choose_device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise MachineError("There is no GPU that torch can use", where="device", remedy="Set device to cpu")
-    return torch.device(wanted)
+@contextmanager
+def _evaluated_model(run: Run) -> Iterator[Decoder]:
+    """The model to evaluate: with the mean of the weights where there is one, and whole."""
+    if isinstance(run.gradients, ShardedSum):
+        yield whole_model(run.model, run.mean.weights if run.mean else None)
+        return
+    with run.mean.in_place_of_weights(run.model) if run.mean else nullcontext():
+        yield run.model

@@ -5,7 +5,9 @@ The module names are those of Hugging Face checkpoints, so that training.hugging
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,8 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+# Runs layer `index`, call(*given), in some other way: see training.recomputation.
+AroundLayer = Callable[[int, Callable[..., Tensor], tuple[Any, ...]], Tensor]
 FUSED_MODULES = (nn.ModuleList, Layer, RMSNorm, SelfAttention, FeedForward, nn.Linear)
 
 
@@ -151,6 +155,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.attention: Attention = "auto"
+        self.around_layer: AroundLayer | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -224,7 +229,9 @@ class Decoder(nn.Module):
         shape = self._fused_shape(x, cache)
         shared = shared_by_layers(cos, sin, mask, tokens, shape) if shape else None
         for index, layer in enumerate(self.layers):
-            x = layer(x, flow, index) if shared is None else FusedLayer.apply(x, *shared, *layer.parameters())
+            call: Callable[..., Tensor] = layer if shared is None else FusedLayer.apply
+            given = (x, flow, index) if shared is None else (x, *shared, *layer.parameters())
+            x = call(*given) if self.around_layer is None else self.around_layer(index, call, given)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x)
@@ -233,7 +240,7 @@ class Decoder(nn.Module):
         """How training.fused_layer is to run the layers; None where it cannot, or something wants their inside.
 
         That is another kernel asked for by name, a transform of `torch.func`, a hook on one of their modules, or
-        a module that somebody has put in the place of ours.
+        a module or a forward that somebody has put in the place of ours (FSDP and torch.compile do).
         """
         config = self.config
         plain = config.qk_norm != "rms_before_rope" and not config.qkv_bias
@@ -243,7 +250,7 @@ class Decoder(nn.Module):
             return None
         for module in self.layers.modules():
             hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-            if hooked or type(module) not in FUSED_MODULES:
+            if hooked or type(module) not in FUSED_MODULES or "forward" in vars(module):
                 return None
         return LayerShape(
             kv_heads=config.kv_heads,

@@ -20,15 +20,15 @@ from curation.progress import progress
 from training.advantages import LeadSettings
 from training.budgets import Ending, RolloutSettings
 from training.checkpoint import list_checkpoints, restore_checkpoint
+from training.distributed import choose_device
 from training.grpo import INPUTS
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.grpo_step import GradientStats, step_weights
 from training.grpo_update import PolicyUpdates, judge_step, rate_at, steps_made
-from training.loop import choose_device, start_hash
 from training.rewards import REWARDS, Reward, named_reward, score
 from training.rollout_records import read_rollouts
 from training.run_log import read_rows
-from training.start import load_start, start_tokenizer
+from training.start import load_start, start_hash, start_tokenizer
 
 VERDICTS = ("shaped", "advantage", "trained", "weight")
 

@@ -32,9 +32,15 @@ class TrainSettings:
                     is then what is evaluated and loaded; None = no mean
     micro_batch_sequences : sequences per forward pass, None = all; saves memory, changes no gradient
     resume_every  : updates between checkpoints that only serve to continue after a kill; 0 = none
+    keep          : how many of the newest checkpoints can be gone back to; those of `checkpoint_steps` stay
+                    for ever
     z_loss        : see training.losses
     device        : "cpu", "cuda", or "auto" for the GPU where there is one
     distillation  : by the name of a phase, the teacher it learns from; the others learn from the labels alone
+    parallel      : what several ranks (torchrun) do: "ddp" copies the model to all, "fsdp" shards it
+    recompute_every : each so many-th layer recomputes its activations in the backward pass (1 = all of them),
+                    which saves memory, costs time and changes no bit; None = no layer
+    compile       : "layers" or "model" go through torch.compile, which needs a compiler
     """
 
     sequence_tokens: int
@@ -56,9 +62,13 @@ class TrainSettings:
     average_from: float | None = None
     micro_batch_sequences: int | None = None
     resume_every: int = 200
+    keep: int = 1
     z_loss: float = 0.0
     device: str = "auto"
     distillation: Mapping[str, Distillation] = field(default_factory=dict)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    recompute_every: int | None = None
+    compile: Literal["none", "layers", "model"] = "none"
 
     @property
     def tokens_per_step(self) -> int:
@@ -74,9 +84,14 @@ class TrainSettings:
         )
 
 
+# How often a run can be interrupted, and on what it computes: these may differ when it goes on. The last three
+# change numbers by rounding, as another machine does.
+FREE_SETTINGS = ("resume_every", "keep", "recompute_every", "device", "parallel", "compile")
+
+
 def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide what the run leaves behind; how often it can be interrupted does not."""
-    left_out = ("resume_every", "distillation")
+    """The settings that decide what the run leaves behind."""
+    left_out = (*FREE_SETTINGS, "distillation")
     deciding = {key: value for key, value in asdict(settings).items() if key not in left_out}
     if settings.distillation:
         described = {phase: deciding_distillation(d) for phase, d in settings.distillation.items()}
@@ -96,6 +111,11 @@ def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -
     wrong = {
         "batch_sequences": settings.batch_sequences < 1,
         "micro_batch_sequences": (settings.micro_batch_sequences or 1) < 1,
+        "resume_every": settings.resume_every < 0,
+        "keep": settings.keep < 1,
+        "parallel": settings.parallel not in ("ddp", "fsdp"),
+        "recompute_every": settings.recompute_every is not None and settings.recompute_every < 1,
+        "compile": settings.compile not in ("none", "layers", "model"),
         "learning_rate": not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0),
         "clip": settings.clip is not None and not settings.clip > 0,
         "precision": settings.precision not in ("float32", "bfloat16"),

@@ -22,14 +22,15 @@ from curation.atomic import hash_value, replacing, write_json, write_text
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from training.budgets import Ending, RolloutSettings
+from training.distributed import choose_device
 from training.examples import Broken, read_rows
 from training.grpo_update import autocast
-from training.loop import choose_device, only_process_in, start_hash
 from training.model import Decoder
 from training.prompts import Question, read_questions, score_rollouts, wilson_interval
 from training.rewards import Reward, describe_reward, named_reward
 from training.rollout import Prompt, roll_out
-from training.start import load_start, start_tokenizer
+from training.run_lock import only_process_in
+from training.start import load_start, start_hash, start_tokenizer
 from training.stopping import Decision, StoppingRule
 
 _SCHEMA = pa.schema(

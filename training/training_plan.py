@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from curation.progress import progress
-from training.loop import choose_device
+from training.distributed import choose_device
 from training.memory_plan import MemoryPlan, plan_memory
 from training.model import Decoder
 from training.model_config import ModelConfig

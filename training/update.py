@@ -11,22 +11,30 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError
+from training.distributed import ALONE, Ranks
+from training.gradient_sum import GradientSum
 from training.lessons import Lessons, batch_loss, batch_on, rows_of
 from training.losses import IGNORED
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
 from training.settings import TrainSettings
+from training.sharding import ShardedSum, whole
 
 
 @dataclass
 class Run:
-    """What changes while training, and the lessons of its phases, if any has a teacher."""
+    """What changes while training, the ranks that do it, and how their gradients are summed (None = alone).
+
+    lessons : of the phases, if any has a teacher
+    """
 
     model: Decoder
     optimizer: torch.optim.AdamW
     mean: WeightMean | None
     step: int
+    ranks: Ranks = ALONE
+    gradients: GradientSum | ShardedSum | None = None
     lessons: Lessons | None = None
 
 
@@ -39,21 +47,28 @@ def accumulate_gradients(
     z_loss: float = 0.0,
     lessons: Lessons | None = None,
     parts: dict[str, Tensor] | None = None,
+    ranks: Ranks = ALONE,
+    gradients: GradientSum | ShardedSum | None = None,
 ) -> Tensor:
     """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
 
-    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
+    The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches. Of
+    several ranks each gives its part of the batch; loss and gradient are those of all parts together.
 
     lessons : where rows learn from a teacher
     parts   : is then given the means "cross_entropy" and "divergence", which is 0 for rows without a teacher
     """
     device = model.output_weight.device
-    labels = max(int((batch.labels != IGNORED).sum()), 1)
+    labels = max(ranks.total(int((batch.labels != IGNORED).sum())), 1)
     count = len(batch.labels)
     size = micro_batch_sequences or count
     wide = torch.promote_types(model.output_weight.dtype, torch.float32)
     total, hard, soft = torch.zeros(3, dtype=wide, device=device).unbind()
+    if gradients is not None:
+        gradients.start()
     for first in range(0, count, size):
+        if gradients is not None and first + size >= count:
+            gradients.begin()
         part = batch_on(rows_of(batch, first, min(first + size, count)), device)
         with _precision(precision, device):
             hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
@@ -63,13 +78,15 @@ def accumulate_gradients(
         total += loss.detach()
         hard += summed.cross_entropy / labels
         soft += summed.divergence / labels
+    if gradients is not None:
+        gradients.finish()
     if parts is not None and lessons is not None:
-        parts |= {"cross_entropy": hard, "divergence": soft}
-    return total
+        parts |= {"cross_entropy": ranks.sum_(hard), "divergence": ranks.sum_(soft)}
+    return ranks.sum_(total)
 
 
 def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
-    """One update, and its row of the log."""
+    """One update, and its row of the log; `batch` is this rank's part of it."""
     rate = settings.rate(run.step)
     parts: dict[str, Tensor] = {}
     loss = accumulate_gradients(
@@ -80,11 +97,13 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
         z_loss=settings.z_loss,
         lessons=run.lessons,
         parts=parts,
+        ranks=run.ranks,
+        gradients=run.gradients,
     )
     parameters = list(run.model.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
     # One look at all numbers: on a GPU, the only wait of the step.
-    loss_value, norm_value, *values = torch.stack((loss, norm.to(loss), *parts.values())).tolist()
+    loss_value, norm_value, *values = torch.stack((loss, whole(norm).to(loss), *parts.values())).tolist()
     _refuse_non_finite(loss_value, norm_value, run.step + 1, rate)
     if settings.clip is not None and norm_value > settings.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm, foreach=True)

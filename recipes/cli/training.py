@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,12 @@ def train(
     """Run a recipe up to one of its training stages."""
     if stage not in ("pretrain", "sft", "grpo", "model"):
         raise RecipeError(f"`{stage}` is no training stage", remedy="Choose pretrain, sft, grpo or model")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "A recipe's stages cannot be run by several ranks at once",
+            where="torchrun",
+            remedy="Run `mixwright train` alone, or `torchrun ... -m training` with a file of its own",
+        )
     execute(recipe, out, set_, goal=stage)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from curation.errors import RecipeError
+from mixing import runs
 from mixing.fit import read_proxy_table
 from mixing.runs import ProxyRun, evaluation_steps, read_evaluation, read_result, run_proxies
 from probes.capability import held_out_ids, read_probes
@@ -97,6 +98,22 @@ def test_finished_runs_are_not_repeated_and_workers_do_not_change_numbers(study,
     assert {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*.parquet")} == stamps
     run_proxies(RUNS[::-1], settings, tmp_path / "runs", workers=2)
     assert _contents(tmp_path / "runs") == before
+
+
+def test_runs_take_turns_on_the_devices_and_need_not_stay_there(study, tmp_path, monkeypatch) -> None:
+    _, settings, _ = study
+    real, used = runs.train, []
+
+    def noted(model, order, train_settings, *given, **named):
+        used.append(train_settings.device)
+        return real(model, order, replace(train_settings, device="cpu"), *given, **named)
+
+    monkeypatch.setattr(runs, "train", noted)
+    few = [replace(RUNS[2], run_id=name) for name in ("x", "y", "z")]
+    run_proxies(few, settings, tmp_path / "runs", workers=0, devices=("cuda:0", "cuda:1"))
+    assert used == ["cuda:0", "cuda:1", "cuda:0"]
+    run_proxies(few, settings, tmp_path / "runs", workers=0, devices=("cpu",))
+    assert len(used) == 3, "a finished run is not repeated because it would be made elsewhere"
 
 
 def test_a_changed_run_is_made_anew_and_only_that_one(study, tmp_path) -> None:

@@ -25,6 +25,7 @@ from training.huggingface import save_huggingface
 from training.loop import TrainSettings, load_checkpoint_model, train
 from training.model import Decoder, ModelConfig
 from training.order import DataOrder, MixtureSchedule, Phase
+from training.run_lock import only_process_in
 from training.run_log import read_rows
 from training.tokens import TokenSource
 from training.update import accumulate_gradients
@@ -357,7 +358,7 @@ def test_a_run_can_start_from_anothers_weights(undisturbed, tmp_path):
 
 
 def test_two_processes_cannot_train_into_one_folder(tmp_path):
-    with loop.only_process_in(tmp_path), pytest.raises(MachineError, match="Another process"):
+    with only_process_in(tmp_path), pytest.raises(MachineError, match="Another process"):
         train(CONFIG, make_order(), SETTINGS, tmp_path)
 
 
