@@ -14,21 +14,16 @@ waits for its turn, so that whole trainers, with their own loops, can be timed s
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks.measure import Timing, machine, paired, publish, table
 from curation.memory import keep_freed_memory
@@ -36,7 +31,6 @@ from curation.progress import set_progress_mode
 from training.loop import TrainSettings, train
 from training.model import ModelConfig
 from training.order import Batch, DataOrder, MixtureSchedule, Phase
-from training.speed import measured_peak
 from training.tokens import TokenSource
 
 CONFIG = ModelConfig(

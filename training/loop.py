@@ -15,7 +15,6 @@ import torch
 
 from curation.atomic import hash_file, hash_value, read_json, write_json, writing_to
 from curation.errors import MachineError, RecipeError
-from curation.progress import progress
 from training.checkpoint import (
     OPTIMIZER,
     STATE,
@@ -29,10 +28,12 @@ from training.checkpoint import (
     write_checkpoint,
 )
 from training.model import Decoder, ModelConfig
-from training.optimizer import build_adamw
+from training.optimizer import build_optimizer
 from training.order import DataOrder
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
+from training.sinks import open_sinks
+from training.speed import measuring_steps
 from training.update import Run, update
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
@@ -90,20 +91,25 @@ def train(
         if (out / "result.json").exists():
             return _read_result(out)
         run = _begin(out, model_config, settings, described, init_from)
-        log = RunLog(out, run.step)
-        label = progress_label or f"training {out.name}"
-        todo = (settings.steps - run.step) * settings.tokens_per_step
-        with closing(log), progress(label, todo, "tokens") as task:
+        log = RunLog(out, run.step, open_sinks(settings.loggers, out, step=run.step, settings=described))
+        meter = measuring_steps(
+            progress_label or f"training {out.name}",
+            steps=settings.steps,
+            tokens_per_step=settings.tokens_per_step,
+            flops_per_token=model_config.flops_per_token(settings.sequence_tokens),
+            device=run.model.output_weight.device,
+            precision=settings.precision,
+        )
+        with closing(log), meter as measured:
             if run.step == 0:
                 _after_update(run, settings, out, described, evaluate, log)
             while run.step < settings.steps:
                 started = time.perf_counter()
                 batch = order.batch(run.step * settings.batch_sequences, settings.batch_sequences)
+                waited = time.perf_counter() - started
                 row = update(run, batch, settings)
-                seconds = time.perf_counter() - started
-                log.metrics(row | {"tokens_per_second": round(settings.tokens_per_step / seconds, 1)})
+                log.metrics(measured.add(row, seconds=time.perf_counter() - started, waited=waited))
                 _after_update(run, settings, out, described, evaluate, log)
-                task.advance(settings.tokens_per_step)
         return _finish(out, model_config, settings, log)
 
 
@@ -152,7 +158,8 @@ def _begin(
     elif not saved and init_from is not None:
         _start_from(model, init_from)
     model.to(device)
-    optimizer = build_adamw(
+    optimizer = build_optimizer(
+        settings.optimizer,
         model,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from curation.errors import RecipeError
 from training.model import ModelConfig
+from training.optimizer import OptimizerName
 from training.order import DataOrder
 from training.schedules import Schedule, check_schedule
+from training.sinks import LOGGERS
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class TrainSettings:
     batch_sequences, sequence_tokens, steps : an update reads so many sequences of so many tokens
     learning_rate, warmup_steps, schedule   : see training.schedules
     weight_decay, beta1, beta2, epsilon     : AdamW; the defaults are MobileLLM-R1's
+    optimizer     : "adamw", or "muon" for the matrices of the layers with AdamW for the rest, see training.muon
     clip          : largest norm of the gradient of all weights together, None = do not clip
     precision     : "bfloat16" makes matrix products in bfloat16 (autocast); weights and moments stay float32
     seed          : of the initial weights; the data order has its own
@@ -30,6 +33,7 @@ class TrainSettings:
     resume_every  : updates between checkpoints that only serve to continue after a kill; 0 = none
     z_loss        : see training.losses
     device        : "cpu", "cuda", or "auto" for the GPU where there is one
+    loggers       : of "tensorboard", "wandb" and "trackio": where the log goes besides its JSON lines
     """
 
     sequence_tokens: int
@@ -52,6 +56,8 @@ class TrainSettings:
     resume_every: int = 200
     z_loss: float = 0.0
     device: str = "auto"
+    optimizer: OptimizerName = "adamw"
+    loggers: tuple[str, ...] = ()
 
     @property
     def tokens_per_step(self) -> int:
@@ -61,7 +67,10 @@ class TrainSettings:
 
 def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the run leaves behind; how often it can be interrupted does not."""
-    return {key: value for key, value in asdict(settings).items() if key != "resume_every"}
+    left_out = ["resume_every", "loggers"]
+    if settings.optimizer == "adamw":
+        left_out.append("optimizer")  # folders from before there was a choice can be continued
+    return {key: value for key, value in asdict(settings).items() if key not in left_out}
 
 
 def check_settings(settings: TrainSettings, config: ModelConfig, order: DataOrder) -> None:
@@ -77,6 +86,8 @@ def check_settings(settings: TrainSettings, config: ModelConfig, order: DataOrde
         "learning_rate": not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0),
         "clip": settings.clip is not None and not settings.clip > 0,
         "precision": settings.precision not in ("float32", "bfloat16"),
+        "optimizer": settings.optimizer not in ("adamw", "muon"),
+        "loggers": not set(settings.loggers) <= set(LOGGERS),
         "average_from": average is not None and not 0 <= average < 1,
     }
     for name in (name for name, is_wrong in wrong.items() if is_wrong):

@@ -24,7 +24,7 @@ class Run:
     """What changes while training."""
 
     model: Decoder
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     mean: WeightMean | None
     step: int
 
