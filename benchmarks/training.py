@@ -14,10 +14,14 @@ waits for its turn, so that whole trainers, with their own loops, can be timed s
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,13 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Timing, machine, paired, publish, table
+from curation.atomic import write_text
 from curation.memory import keep_freed_memory
 from curation.progress import set_progress_mode
 from training.loop import TrainSettings, train
 from training.model import ModelConfig
 from training.order import Batch, DataOrder, MixtureSchedule, Phase
+from training.run_log import read_rows
 from training.tokens import TokenSource
 
 CONFIG = ModelConfig(
@@ -197,12 +203,10 @@ def contestants(folder: Path, only: str) -> Iterator[tuple[str, Callable[[Turns]
     for name, body in everyone.items():
         if only and not any(part in name for part in only.split("/")):
             continue
-        package = "litgpt" if name.startswith("litgpt") else "torch"
-        try:
-            __import__(package)
+        if name.startswith("litgpt") and importlib.util.find_spec("litgpt") is None:
+            yield name, "not installed"
+        else:
             yield name, body
-        except ImportError:
-            yield name, f"{package} is not installed"
     yield "nanochat", "not a package: it is run from a clone of its repository"
 
 
@@ -214,10 +218,14 @@ def compare(rounds: int, steps: int, only: str) -> str:
         for name, body in contestants(Path(folder), only):
             if isinstance(body, str):
                 absent[name] = body
-            else:
+                continue
+            try:
                 runners[name] = Turns(body)
-                runners[name].steps(3)  # compilation, and the optimizer's state
-                print(f"{name} is ready", file=sys.stderr)
+            except ImportError as error:
+                absent[name] = f"cannot be imported: {str(error).splitlines()[0]}"
+                continue
+            runners[name].steps(3)  # compilation, and the optimizer's state
+            print(f"{name} is ready", file=sys.stderr)
         peaks = {"bfloat16 product": product("bfloat16"), "float32 product": product("float32")}
         work = {name: (lambda turn=turn: turn.steps(steps)) for name, turn in runners.items()}
         timings = paired(work | peaks, rounds=rounds)
@@ -262,16 +270,76 @@ def report(timings: dict[str, Timing], absent: dict[str, str], steps: int) -> st
     )
 
 
+RESUME_EVERY = 3
+
+
+def endless(folder: Path) -> None:
+    """Train until killed, with states to continue from."""
+    phases = (Phase("all", SEQUENCES * 100_000, {"random": 1.0}),)
+    order = DataOrder(MixtureSchedule(phases), {"random": random_source()}, TOKENS)
+    settings = TrainSettings(
+        sequence_tokens=TOKENS, batch_sequences=SEQUENCES, steps=100_000, learning_rate=RATE,
+        precision="bfloat16", resume_every=RESUME_EVERY, device="cpu",
+    )  # fmt: skip
+    train(CONFIG, order, settings, folder)
+
+
+def resume(times: int = 3) -> str:
+    """Time from the start of a process to the first update after the one it was killed at, as a sentence."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        wait_and_kill(out, RESUME_EVERY + 1)
+        found = []
+        for _ in range(times):
+            rows = (out / "metrics.jsonl").read_text().splitlines()[:RESUME_EVERY]
+            write_text(out / "metrics.jsonl", "".join(f"{row}\n" for row in rows))
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            wall = wait_and_kill(out, RESUME_EVERY + 1)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            found.append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+    walls, cpus = zip(*found, strict=True)
+    return (
+        f"From the start of a killed run's next process to its first update (imports, locks, weights, moments, "
+        f"data order, one step): {min(walls):.1f} to {max(walls):.1f} s of wall-clock time, {min(cpus):.1f} to "
+        f"{max(cpus):.1f} s of CPU time (goal: 10 s). {machine('torch')}.\n"
+    )
+
+
+def wait_and_kill(out: Path, step: int) -> float:
+    """Seconds until a training process has written the row of update `step`; then it is killed."""
+    began = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.training", "--endless", str(out)],
+        cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not any(row["step"] >= step for row in read_rows(out / "metrics.jsonl")):
+            if child.poll() is not None:
+                raise RuntimeError(f"The training process ended with {child.returncode}")
+            time.sleep(0.02)
+        return time.perf_counter() - began
+    finally:
+        child.kill()
+        child.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=2, help="updates of a turn")
     parser.add_argument("--only", default="", help="contestants whose name contains one of these, as a/b")
+    parser.add_argument("--resume", action="store_true", help="time to the first update after a kill")
+    parser.add_argument("--endless", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="also into docs/benchmarks.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_progress_mode("quiet")
     keep_freed_memory()
+    if options.endless:
+        endless(options.endless)
+    if options.resume:
+        publish("training resume", resume(), write=options.write)
+        return
     publish("training", compare(options.rounds, options.steps, options.only), write=options.write)
 
 
