@@ -33,6 +33,7 @@ from training.distillation import linear_forward_kl
 from training.model import Decoder, ModelConfig, preset
 from training.optimizer import build_adamw, set_rate
 from training.order import Batch, DataOrder, MixtureSchedule, Phase
+from training.prefetch import BatchesAhead
 from training.settings import TrainSettings
 from training.speed import measured_peak, memory_bytes
 from training.tokens import TokenSource
@@ -144,7 +145,7 @@ def compile_layers(model: Decoder) -> None:
 
 
 def batches(config: ModelConfig, plan: Plan, sequences: int) -> Callable[[], Batch]:
-    """The data order's batches, one after another, of documents of 50 to 3,000 tokens; in pinned memory."""
+    """The data order's batches, one after another, of documents of 50 to 3,000 tokens; made ahead."""
     generator = np.random.default_rng(0)
     lengths = generator.integers(50, 3000, size=500)
     ids = generator.integers(0, config.vocab_size, size=int(lengths.sum())).astype(np.uint32)
@@ -153,18 +154,11 @@ def batches(config: ModelConfig, plan: Plan, sequences: int) -> Callable[[], Bat
     source = TokenSource("random", ids, offsets, names, lengths, "random", "", config.vocab_size)
     schedule = MixtureSchedule((Phase("all", 1_000_000, {"random": 1.0}),))
     order = DataOrder(schedule, {"random": source}, plan.tokens)
-    place = [0]
+    ahead, place = BatchesAhead(order.batch, sequences, plan.device), [0]
 
     def following() -> Batch:
-        batch = order.batch(place[0], sequences)
         place[0] += sequences
-        if plan.device.type != "cuda":
-            return batch
-        parts = (batch.input_ids, batch.labels, batch.positions, batch.document_ids)
-        return replace(batch, **{
-            name: part.pin_memory()
-            for name, part in zip(("input_ids", "labels", "positions", "document_ids"), parts, strict=True)
-        })  # fmt: skip
+        return ahead(place[0] - sequences, sequences)
 
     return following
 

@@ -30,6 +30,7 @@ from training.checkpoint import (
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_optimizer
 from training.order import DataOrder
+from training.prefetch import BatchesAhead
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
 from training.sinks import open_sinks
@@ -100,12 +101,13 @@ def train(
             device=run.model.output_weight.device,
             precision=settings.precision,
         )
-        with closing(log), meter as measured:
+        batches = BatchesAhead(order.batch, settings.batch_sequences, run.model.output_weight.device)
+        with closing(log), closing(batches), meter as measured:
             if run.step == 0:
                 _after_update(run, settings, out, described, evaluate, log)
             while run.step < settings.steps:
                 started = time.perf_counter()
-                batch = order.batch(run.step * settings.batch_sequences, settings.batch_sequences)
+                batch = batches(run.step * settings.batch_sequences, settings.batch_sequences)
                 waited = time.perf_counter() - started
                 row = update(run, batch, settings)
                 log.metrics(measured.add(row, seconds=time.perf_counter() - started, waited=waited))

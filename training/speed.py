@@ -76,7 +76,8 @@ class StepMeter:
     The first update, which chooses kernels and may compile, counts for neither.
 
     tokens_per_second : of the updates since the last line, without evaluations and checkpoints
-    peak              : share of `measured_peak` that these reach, counted as ModelConfig.flops_per_token
+    peak              : share of `measured_peak` that these reach, counted as ModelConfig.flops_per_token;
+                        of `devices` times it where so many ranks share the updates
     data              : share of their time spent waiting for a batch
     time left         : updates to go x wall-clock time of one, with evaluations and checkpoints, so far
     """
@@ -91,10 +92,12 @@ class StepMeter:
         device: torch.device,
         precision: str,
         line: StatusLine,
+        devices: int = 1,
     ) -> None:
         self.label, self.steps = label, steps
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.device, self.precision, self._line = device, precision, line
+        self._devices = devices
         self._began: float | None = None
         self._made = 0
         self._tokens, self._seconds, self._waited = 0, 0.0, 0.0
@@ -119,7 +122,8 @@ class StepMeter:
         parts = [f"step {step}/{self.steps}", f"loss {row['loss']:.3f}"]
         if self._made and self._seconds > 0:
             speed = self._tokens / self._seconds
-            share = speed * self.flops_per_token / measured_peak(str(self.device), self.precision)
+            peak = self._devices * measured_peak(str(self.device), self.precision)
+            share = speed * self.flops_per_token / peak
             parts += [
                 f"{_short(speed)} tok/s",
                 f"{100 * share:.0f}% peak",
