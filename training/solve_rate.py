@@ -23,7 +23,7 @@ from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from training.budgets import Ending, RolloutSettings
 from training.examples import Broken, read_rows
-from training.grpo_run import autocast
+from training.grpo_update import autocast
 from training.loop import choose_device, only_process_in, start_hash
 from training.model import Decoder
 from training.prompts import Question, read_questions, score_rollouts, wilson_interval

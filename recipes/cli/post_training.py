@@ -1,4 +1,4 @@
-"""Commands around post-training: solve-rate."""
+"""Commands around post-training: solve-rate, replay."""
 
 from __future__ import annotations
 
@@ -75,6 +75,40 @@ def solve_rate(
         f"{result.samples:,} answers were sampled, {saved:.1f} times fewer than {samples} for each. "
         f"{result.chosen:,} prompts are in {result.out}; all rates in {result.table}"
     )
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="A GRPO run's folder, or a recipe's run folder.")],
+    step: Annotated[int, typer.Option("--step", min=1, help="The step to do again.")],
+    start: Annotated[
+        Path | None, typer.Option(help="The model that the run began with, if it has moved.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do a GRPO step again from its record, and compare rewards, advantages, loss and gradient norm."""
+    from recipes.stages.training_setup import one_thread
+    from training.replay import replay as do_again
+
+    nested = run / "training" / "grpo"
+    with one_thread():
+        found = do_again(nested if nested.is_dir() else run, step, start=start)
+    if as_json:
+        print_json(asdict(found) | {"same": found.same})
+    else:
+        loss = "none" if found.loss is None else repr(found.loss)
+        norm = "none" if found.grad_norm is None else repr(found.grad_norm)
+        rewards = "unknown" if found.rewards_differ is None else f"{found.rewards_differ} differ"
+        rows = [
+            {"what": "rewards", "now": rewards, "then": f"{found.rollouts} rollouts"},
+            {"what": "advantages and weights", "now": f"{found.verdicts_differ} differ", "then": ""},
+            {"what": "loss", "now": loss, "then": repr(found.recorded_loss)},
+            {"what": "gradient norm", "now": norm, "then": repr(found.recorded_grad_norm)},
+        ]
+        print_table(f"Step {step}", rows, {"what": "What", "now": "Now", "then": "On record"})
+        say("The same, bit for bit." if found.same else "Not the same.")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 def _range(text: str) -> tuple[float, float]:
