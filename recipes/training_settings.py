@@ -52,7 +52,7 @@ class OptimisationSettings(Settings):
     """How often a document may be read at most in one run."""
     resume_every: Count = 100
     """Steps between the states from which a killed run continues."""
-    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where the curves go besides the run folder's JSON lines."""
 
 

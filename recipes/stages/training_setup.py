@@ -71,7 +71,7 @@ def train_settings(
         precision=settings.precision,
         average_from=settings.average_from,
         resume_every=settings.resume_every,
-        loggers=settings.loggers,
+        loggers=tuple(settings.loggers),
         seed=seed,
         checkpoint_steps=evenly_spaced(checkpoints, steps) if checkpoints else (),
         evaluate_steps=evenly_spaced(evaluations, steps) if evaluations else (),
