@@ -103,10 +103,10 @@ def attend_documents(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) 
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, tokens, head_dim = query.shape
-    flat = [part.transpose(1, 2).reshape(rows * tokens, -1, head_dim) for part in (query, key, value)]
+    q, k, v = (part.transpose(1, 2).reshape(rows * tokens, -1, head_dim) for part in (query, key, value))
     # `tokens` is a bound for the longest document that need not be asked of the device.
     out = varlen_attn(
-        *flat, bounds, bounds, tokens, tokens, window_size=(-1, 0), enable_gqa=heads != key.shape[1]
+        q, k, v, bounds, bounds, tokens, tokens, window_size=(-1, 0), enable_gqa=heads != key.shape[1]
     )
     assert isinstance(out, Tensor)
     return out.view(rows, tokens, heads, head_dim).transpose(1, 2)
