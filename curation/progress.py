@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 Mode = Literal["auto", "bar", "plain", "quiet"]
 PLAIN_SECONDS = 10.0
+REDRAW_SECONDS = 0.2
 
 _mode: Mode = "auto"
 
@@ -83,3 +85,43 @@ def progress(description: str, total: float, unit: str = "items") -> Iterator[Ta
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Task(description, total, unit, bar, quiet=False)
+
+
+class StatusLine:
+    """One line that its owner words itself: drawn anew in place at a terminal, printed now and then in a log."""
+
+    def __init__(self, bar: Progress | None, quiet: bool) -> None:
+        self._bar, self._quiet = bar, quiet
+        self._every = PLAIN_SECONDS if bar is None else REDRAW_SECONDS
+        # A log waits for its first line; a terminal shows it at once.
+        self._shown = time.monotonic() if bar is None else float("-inf")
+        if bar is not None:
+            self._id = bar.add_task("", total=None)
+
+    def show(self, words: Callable[[], str]) -> None:
+        """Show what `words` returns, unless the last line is too young; then `words` is not called."""
+        if self._quiet or time.monotonic() - self._shown < self._every:
+            return
+        self._shown = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._id, description=words())
+        else:
+            print(f"  {words()}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def status_line() -> Iterator[StatusLine]:
+    """Show a line of free text about work that goes on.
+
+    >>> set_progress_mode("quiet")
+    >>> with status_line() as line:
+    ...     line.show(lambda: "step 1 of 2")
+    >>> set_progress_mode("auto")
+    """
+    mode = progress_mode()
+    if mode != "bar":
+        yield StatusLine(None, quiet=mode == "quiet")
+        return
+    column = TextColumn("  {task.description}", markup=False, table_column=Column(no_wrap=True))
+    with Progress(column, console=Console(stderr=True), transient=True) as bar:
+        yield StatusLine(bar, quiet=False)

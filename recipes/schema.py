@@ -91,3 +91,12 @@ class Recipe(Settings):
                     f"`{block}` reads {tokens} tokens at once, but `model.max_positions` is {self.model.max_positions}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _moments_are_there(self) -> Recipe:
+        if self.proxy.optimizer == "muon" and self.influence.preconditioner == "adam":
+            raise ValueError(
+                "`influence.preconditioner: adam` needs the second moments of the proxies' optimizer, and Muon keeps "
+                "none; set `proxy.optimizer: adamw`, or another preconditioner"
+            )
+        return self

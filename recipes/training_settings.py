@@ -43,6 +43,8 @@ class OptimisationSettings(Settings):
     warmup_share: Share = 0.05
     schedule: Schedule = "linear_to_tenth"
     weight_decay: float = Field(default=0.1, ge=0.0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices of the layers by Muon and the rest by AdamW, at the same rate."""
     clip: Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     average_from: Share | None = None
@@ -51,6 +53,8 @@ class OptimisationSettings(Settings):
     """How often a document may be read at most in one run."""
     resume_every: Count = 100
     """Steps between the states from which a killed run continues."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Where the curves go besides the run folder's JSON lines."""
 
 
 class ProxySettings(OptimisationSettings):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from curation.atomic import read_json, write_json
-from curation.progress import progress
 from training.checkpoint import (
     TrainingState,
     describe_run,
@@ -30,13 +29,16 @@ from training.distributed import Ranks, check_ranks, choose_device, join_ranks
 from training.gradient_sum import GradientSum
 from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
-from training.optimizer import build_adamw
+from training.optimizer import build_optimizer
 from training.order import DataOrder, Order
+from training.prefetch import BatchesAhead
 from training.recomputation import recompute_layers
 from training.run_lock import only_process_in
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
 from training.sharding import ShardedSum, whole_model
+from training.sinks import open_sinks
+from training.speed import measuring_steps
 from training.start import copy_start, start_hash
 from training.start_check import refuse_other_tokenizer
 from training.stop_requests import TrainingStopped, stop_requests
@@ -114,27 +116,43 @@ def train(
                 folder=out,
                 device=run.model.output_weight.device,
             )
-        log = RunLog(out, run.step) if ranks.main else None
-        if log:
-            held.callback(log.close)
-        label = progress_label or f"training {out.name}"
-        todo = (settings.steps - run.step) * settings.tokens_per_step
-        task = held.enter_context(progress(label, todo, "tokens"))
+        log = _open_log(held, settings, out, run, described) if ranks.main else None
+        measured = held.enter_context(
+            measuring_steps(
+                progress_label or f"training {out.name}",
+                steps=settings.steps,
+                tokens_per_step=settings.tokens_per_step,
+                flops_per_token=model_config.flops_per_token(settings.sequence_tokens),
+                device=run.model.output_weight.device,
+                precision=settings.precision,
+                devices=ranks.size,
+            )
+        )
+        batches = BatchesAhead(order.batch, settings.batch_sequences, run.model.output_weight.device)
+        held.callback(batches.close)
         if run.step == 0:
             _after_update(run, settings, out, described, evaluate, log)
         while run.step < settings.steps:
             if ranks.any(bool(stop)):
                 _stop(run, settings, out, described, log)
             started = time.perf_counter()
-            batch = order.batch(*ranks.share(run.step * settings.batch_sequences, settings.batch_sequences))
+            batch = batches(*ranks.share(run.step * settings.batch_sequences, settings.batch_sequences))
+            waited = time.perf_counter() - started
             row = update(run, batch, settings)
-            seconds = time.perf_counter() - started
+            row = measured.add(row, seconds=time.perf_counter() - started, waited=waited)
             if log:
-                log.metrics(row | {"tokens_per_second": round(settings.tokens_per_step / seconds, 1)})
+                log.metrics(row)
             _after_update(run, settings, out, described, evaluate, log)
-            task.advance(settings.tokens_per_step)
         ranks.from_main(lambda: _finish(out, model_config, settings, log))
         return _read_result(out)
+
+
+def _open_log(
+    held: ExitStack, settings: TrainSettings, out: Path, run: Run, described: dict[str, Any]
+) -> RunLog:
+    log = RunLog(out, run.step, open_sinks(settings.loggers, out, step=run.step, settings=described))
+    held.callback(log.close)
+    return log
 
 
 def _after_update(
@@ -231,7 +249,8 @@ def _begin(
         gradients = ShardedSum(model, ranks, settings.precision)
     elif ranks.size > 1:
         gradients = GradientSum(model.parameters())
-    optimizer = build_adamw(
+    optimizer = build_optimizer(
+        settings.optimizer,
         model,
         weight_decay=settings.weight_decay,
         beta1=settings.beta1,

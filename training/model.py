@@ -18,8 +18,11 @@ from training.attention import (
     Attention,
     KVCache,
     attend,
+    attend_documents,
     choose_attention,
+    document_bounds,
     document_mask,
+    has_varlen,
     rotary_frequencies,
     rotate,
     rotation,
@@ -95,7 +98,11 @@ class SelfAttention(nn.Module):
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast: the products in bfloat16
         if flow.cache is not None:
             key, value = flow.cache.write(layer, key, value)
-        return self.o_proj(attend(query, key, value, flow.mask, flow.kernel).transpose(1, 2).flatten(2))
+        if flow.bounds is not None:
+            mixed = attend_documents(query, key, value, flow.bounds)
+        else:
+            mixed = attend(query, key, value, flow.mask, flow.kernel)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -113,13 +120,17 @@ class FeedForward(nn.Module):
 
 @dataclass(frozen=True)
 class Flow:
-    """What the layers of one forward pass share: rotation, mask (None = causal), kernel and cache."""
+    """What the layers of one forward pass share: rotation, mask (None = causal), kernel and cache.
+
+    bounds : where documents begin, see training.attention.document_bounds; instead of mask and kernel
+    """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
     kernel: Attention
     cache: KVCache | None
+    bounds: Tensor | None = None
 
 
 class Layer(nn.Module):
@@ -211,11 +222,12 @@ class Decoder(nn.Module):
 
         input_ids    : int64 [B, T]
         positions    : int64 [B, T] for the rotation; counted from the row's start (or its cache) if not given
-        document_ids : int64 [B, T]; a token reads only earlier-or-equal tokens of the same id in its row
+        document_ids : int64 [B, T]; a token reads only earlier-or-equal tokens of the same id in its row,
+                       where the tokens of a document stand together
         cache        : the tokens continue each row of it, and are added to it; not together with document_ids
         """
         rows, tokens = input_ids.shape
-        mask = None if document_ids is None else document_mask(document_ids)
+        mask, bounds = self._apart(document_ids)
         if cache is not None:
             mask, positions = self._continue(cache, rows, tokens, document_ids, positions)
         if positions is None:
@@ -225,8 +237,8 @@ class Decoder(nn.Module):
         if x.device not in (self.frequencies.device, torch.device("meta")):
             self.frequencies = self.frequencies.to(x.device)  # once, not a copy to the device in every step
         cos, sin = rotation(positions, self.frequencies, x.dtype)
-        flow = Flow(cos, sin, mask, choose_attention(self.attention, x.device, tokens, keys), cache)
-        shape = self._fused_shape(x, cache)
+        flow = Flow(cos, sin, mask, choose_attention(self.attention, x.device, tokens, keys), cache, bounds)
+        shape = self._fused_shape(x, cache) if bounds is None else None
         shared = shared_by_layers(cos, sin, mask, tokens, shape) if shape else None
         for index, layer in enumerate(self.layers):
             call: Callable[..., Tensor] = layer if shared is None else FusedLayer.apply
@@ -235,6 +247,18 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x)
+
+    def _apart(self, document_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What keeps documents apart: a mask for all layers, or bounds where a kernel works within them."""
+        if document_ids is None:
+            return None, None
+        kind = document_ids.device.type
+        dtype = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.output_weight.dtype
+        )
+        if self.attention == "auto" and has_varlen(document_ids.device, dtype):
+            return None, document_bounds(document_ids)
+        return document_mask(document_ids), None
 
     def _fused_shape(self, x: Tensor, cache: KVCache | None) -> LayerShape | None:
         """How training.fused_layer is to run the layers; None where it cannot, or something wants their inside.

@@ -1,14 +1,27 @@
-"""The optimizer: AdamW with decay on matrices only, and the mean of the last weights."""
+"""The optimizer: AdamW with decay on matrices only, or Muon beside it, and the mean of the last weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from training.muon import build_muon, muon_parameters
+
+OptimizerName = Literal["adamw", "muon"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTUM = ("momentum_buffer",)
+
+
+def build_optimizer(
+    name: OptimizerName, model: nn.Module, *, weight_decay: float, beta1: float, beta2: float, epsilon: float
+) -> torch.optim.Optimizer:
+    """`build_adamw` or `training.muon.build_muon`; for "muon" the betas and epsilon are AdamW's part's."""
+    build = build_muon if name == "muon" else build_adamw
+    return build(model, weight_decay=weight_decay, beta1=beta1, beta2=beta2, epsilon=epsilon)
 
 
 def build_adamw(
@@ -35,28 +48,41 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments by name, "exp_avg.<parameter>" and "exp_avg_sq.<parameter>"; zeros before a step."""
+    """What the optimizer remembers, by name; zeros before a step.
+
+    Adam's moments are "exp_avg.<parameter>" and "exp_avg_sq.<parameter>". A matrix that Muon moves has only
+    "momentum_buffer.<parameter>": there is no second moment of it.
+    """
     found: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter, kinds in _remembered(model, optimizer):
         state = optimizer.state.get(parameter, {})
-        for moment in MOMENTS:
-            value = state.get(moment)
-            found[f"{moment}.{name}"] = torch.zeros_like(parameter) if value is None else value
+        for kind in kinds:
+            value = state.get(kind)
+            found[f"{kind}.{name}"] = torch.zeros_like(parameter) if value is None else value
     return found
 
 
 def restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor], steps: int
 ) -> None:
-    """Put back what `moments` returned after `steps` steps."""
+    """Put back what `moments` returned after `steps` steps; KeyError for what another optimizer has saved."""
     if steps == 0:
         return  # the optimizer makes its own zeros at the first step
-    for name, parameter in model.named_parameters():
+    for name, parameter, kinds in _remembered(model, optimizer):
         state = optimizer.state[parameter]
-        # The fused kernel counts steps in a float32 tensor on the parameter's device.
-        state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device)
-        for moment in MOMENTS:
-            state[moment] = saved[f"{moment}.{name}"].to(parameter).clone()
+        if kinds == MOMENTS:
+            # The fused kernel counts steps in a float32 tensor on the parameter's device.
+            state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=parameter.device)
+        for kind in kinds:
+            state[kind] = saved[f"{kind}.{name}"].to(parameter).clone()
+
+
+def _remembered(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
+    by_muon = muon_parameters(optimizer)
+    for name, parameter in model.named_parameters():
+        yield name, parameter, MOMENTUM if parameter in by_muon else MOMENTS
 
 
 class WeightMean:

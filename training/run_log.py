@@ -9,15 +9,18 @@ from typing import Any
 
 from curation.atomic import write_text, writing_to
 from curation.errors import DataError
+from training.sinks import Sinks
 
 
 class RunLog:
     """metrics.jsonl and evaluations.jsonl of a run that stands at update `step` and goes on from there.
 
     Rows of updates that were made after the last checkpoint, and so will be made again, are dropped first.
+    What is written here goes to `sinks` too, and `close` closes them.
     """
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int, sinks: Sinks | None = None) -> None:
+        self._sinks = sinks or Sinks({})
         self._paths = (out / "metrics.jsonl", out / "evaluations.jsonl")
         for path in self._paths:
             # Before the first update there is nothing to keep: an evaluation of step 0 is made again.
@@ -28,10 +31,12 @@ class RunLog:
     def metrics(self, row: dict[str, Any]) -> None:
         """Add the row of an update; it has a "step"."""
         self._add(0, row)
+        self._sinks.add("train", row)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Add the row of an evaluation; it has a "step". DataError for a value that JSON cannot hold."""
         self._add(1, row)
+        self._sinks.add("evaluation", row)
 
     def flush(self) -> None:
         """Put all rows on the disk."""
@@ -46,6 +51,7 @@ class RunLog:
         """Add no more rows."""
         for handle in self._handles:
             handle.close()
+        self._sinks.close()
 
     def _add(self, which: int, row: dict[str, Any]) -> None:
         # Handed to the system row by row, so that a killed process loses none that it has written.

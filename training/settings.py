@@ -11,8 +11,10 @@ from curation.errors import RecipeError
 from training.distillation_settings import Distillation, deciding_distillation
 from training.lessons import check_lessons
 from training.model import ModelConfig
+from training.optimizer import OptimizerName
 from training.order import Order
 from training.schedules import RatePhase, Schedule, check_phases, check_schedule, phased_rate, rate_factor
+from training.sinks import LOGGERS
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class TrainSettings:
     learning_rate, warmup_steps, schedule   : see training.schedules
     rate_phases   : stretches of the run with rates and schedules of their own, in place of the three above
     weight_decay, beta1, beta2, epsilon     : AdamW; the defaults are MobileLLM-R1's
+    optimizer     : "adamw", or "muon" for the matrices of the layers with AdamW for the rest, see training.muon
     clip          : largest norm of the gradient of all weights together, None = do not clip
     precision     : "bfloat16" makes matrix products in bfloat16 (autocast); weights and moments stay float32
     seed          : of the initial weights; the data order has its own
@@ -36,6 +39,7 @@ class TrainSettings:
                     for ever
     z_loss        : see training.losses
     device        : "cpu", "cuda", or "auto" for the GPU where there is one
+    loggers       : of "tensorboard", "wandb" and "trackio": where the log goes besides its JSON lines
     distillation  : by the name of a phase, the teacher it learns from; the others learn from the labels alone
     parallel      : what several ranks (torchrun) do: "ddp" copies the model to all, "fsdp" shards it
     recompute_every : each so many-th layer recomputes its activations in the backward pass (1 = all of them),
@@ -65,6 +69,8 @@ class TrainSettings:
     keep: int = 1
     z_loss: float = 0.0
     device: str = "auto"
+    optimizer: OptimizerName = "adamw"
+    loggers: tuple[str, ...] = ()
     distillation: Mapping[str, Distillation] = field(default_factory=dict)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     recompute_every: int | None = None
@@ -86,12 +92,14 @@ class TrainSettings:
 
 # How often a run can be interrupted, and on what it computes: these may differ when it goes on. The last three
 # change numbers by rounding, as another machine does.
-FREE_SETTINGS = ("resume_every", "keep", "recompute_every", "device", "parallel", "compile")
+FREE_SETTINGS = ("resume_every", "keep", "loggers", "recompute_every", "device", "parallel", "compile")
 
 
 def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the run leaves behind."""
-    left_out = (*FREE_SETTINGS, "distillation")
+    left_out = [*FREE_SETTINGS, "distillation"]
+    if settings.optimizer == "adamw":
+        left_out.append("optimizer")  # folders from before there was a choice can be continued
     deciding = {key: value for key, value in asdict(settings).items() if key not in left_out}
     if settings.distillation:
         described = {phase: deciding_distillation(d) for phase, d in settings.distillation.items()}
@@ -119,6 +127,8 @@ def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -
         "learning_rate": not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0),
         "clip": settings.clip is not None and not settings.clip > 0,
         "precision": settings.precision not in ("float32", "bfloat16"),
+        "optimizer": settings.optimizer not in ("adamw", "muon"),
+        "loggers": not set(settings.loggers) <= set(LOGGERS),
         "average_from": average is not None and not 0 <= average < 1,
     }
     for name in (name for name, is_wrong in wrong.items() if is_wrong):
@@ -126,6 +136,12 @@ def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -
             f"{name} cannot be {getattr(settings, name)!r}",
             where=name,
             remedy="See TrainSettings for its range",
+        )
+    if settings.optimizer == "muon" and settings.parallel == "fsdp":
+        raise RecipeError(
+            "Muon turns whole matrices, and FSDP gives each rank only rows of them",
+            where="optimizer, parallel",
+            remedy="Use parallel ddp with muon, or adamw with fsdp",
         )
     if late:
         raise RecipeError(

@@ -30,7 +30,7 @@ class Run:
     """
 
     model: Decoder
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     mean: WeightMean | None
     step: int
     ranks: Ranks = ALONE

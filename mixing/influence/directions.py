@@ -248,6 +248,12 @@ def load_adam_moments(folder: Path | str) -> AdamMoments:
             where=str(folder / "state.json"),
             remedy="Use a checkpoint that this version's trainer has written",
         ) from error
+    if any(name.startswith("momentum_buffer.") for name in tensors):
+        raise RecipeError(
+            "The model was trained with Muon, which keeps no second moments of the layers' matrices",
+            where=str(folder),
+            remedy="Train the models that influence is measured with by adamw, or choose another preconditioner",
+        )
     if not second or step < 1:
         raise _no_moments(str(folder))
     return AdamMoments(second, step, beta2, epsilon)

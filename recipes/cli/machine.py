@@ -25,7 +25,7 @@ LIBRARIES = (
     "sentence-transformers",
     "numpy",
 )
-OPTIONAL = ("ray", "vllm", "wandb")
+OPTIONAL = ("ray", "vllm", "wandb", "trackio")
 
 
 @app.command()

@@ -70,6 +70,8 @@ def test_built_in_recipes_are_valid(name: str) -> None:
         (("proxy:", "name: again\nproxy:"), ("line 8", "`name` is given twice")),
         (("proxy:", "model: {dim: 100, heads: 3}\nproxy:"), ("line 8", "even whole number")),
         (("proxy:", "probes: {context: 4096}\nproxy:"), ("max_positions",)),
+        (("proxy:", "proxy:\n  optimizer: muon"), ("second moments", "proxy.optimizer: adamw")),
+        (("proxy:", "proxy:\n  loggers: [mlflow]"), ("line 9", "`proxy.loggers", "tensorboard")),
         (("{model", "{{model"), ("not valid YAML", "line")),
     ],
 )

@@ -1,11 +1,13 @@
 """The decoder: its size, its masks, its cache, its derivatives."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from curation.errors import DataError, RecipeError
-from training.attention import attend, document_mask, rotary_frequencies, rotate, rotation
+from training.attention import attend, document_mask, has_varlen, rotary_frequencies, rotate, rotation
 from training.losses import plain_cross_entropy
 from training.model import MOBILELLM_R1_140M, PRESETS, Decoder, ModelConfig, preset
 
@@ -247,3 +249,48 @@ def test_vmap_over_documents_and_second_derivatives():
     (gradient,) = torch.autograd.grad(loss, gain, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), gain)
     assert second.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_documents_by_their_bounds_equal_documents_by_a_mask(
+    kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel that a GPU has is replaced by its definition; what leads to it is ours."""
+    config = ModelConfig(31, 16, 2, 2, kv_heads, 8, 24, initializer_range=0.3)
+    model = Decoder(config).init_weights(0).double()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 31, (3, 20), generator=generator)
+    documents = torch.rand(3, 20, generator=generator).lt(0.2).cumsum(1)
+    documents[1:, 0] = documents[0, -1]  # one id at the end of a row and the start of the next
+    documents = documents.sort(1).values
+    model.attention = "sdpa"
+    wanted = model(ids, document_ids=documents)
+    calls: list[int] = []
+
+    def varlen(
+        query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, same: Tensor, *longest: int, **how: object
+    ) -> Tensor:
+        assert how == {"window_size": (-1, 0), "enable_gqa": kv_heads == 1} and bounds.dtype == torch.int32
+        assert same is bounds and min(longest) >= int(bounds.diff().max())
+        calls.append(1)
+        out = torch.empty_like(query)
+        for first, last in itertools.pairwise(bounds.tolist()):
+            part = (x[None, first:last].transpose(1, 2) for x in (query, key, value))
+            each = torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
+            out[first:last] = each[0].transpose(0, 1)
+        return out
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    monkeypatch.setattr("training.model.has_varlen", lambda device, dtype: True)
+    model.attention = "auto"
+    torch.testing.assert_close(model(ids, document_ids=documents), wanted, rtol=1e-12, atol=1e-12)
+    assert len(calls) == config.layers
+
+
+def test_the_varlen_kernel_is_only_for_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    cuda = torch.device("cuda")
+    assert has_varlen(cuda, torch.bfloat16) and not has_varlen(cuda, torch.float32)
+    assert not has_varlen(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not has_varlen(cuda, torch.bfloat16)
