@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,9 @@ def plan_units(
     """
     ordered = listing.sort("file", "row")
     numbers, rows = ordered["file"].to_numpy(), ordered["row"].to_numpy()
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]]) if len(numbers) else []
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
     units = []
-    for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+    for start, stop in pairwise(edges):
         for first in range(int(start), int(stop), unit_documents):
             last = min(first + unit_documents, int(stop))
             ids = ordered["id"][first:last].to_list()
