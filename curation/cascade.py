@@ -25,11 +25,12 @@ from curation.atomic import replacing, write_json
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
 from curation.educational import EducationalClassifier, EducationalRule, few_passed, passing
-from curation.funnel import STAGES, audit, funnel_rows
+from curation.funnel import audit, funnel_rows
 from curation.score_tables import score_files, top_share
 from curation.scorer import Scorer
 from curation.scoring.corpus import Corpus, check_ids, spill
-from curation.scoring.execution import Execution, Runner, open_runner
+from curation.scoring.execution import Execution, Runner
+from curation.scoring.runners import open_runner
 from curation.sizes import ByteCount
 from curation.top_up import KeptVectors, top_up
 from curation.verdicts import dropped_before, verdict_table
@@ -115,7 +116,7 @@ def select_representative(
     capabilities : by source
     scores       : folder of the score tables, `<scores>/<source>/<scorer>.parquet`
     out          : gets `<source>.parquet`, `funnel.json`, `duplicates.parquet` and `verdicts.parquet`
-    runner       : where scoring runs, see `scoring.execution.open_runner`; this process when None
+    runner       : where scoring runs, see `scoring.runners.open_runner`; this process when None
     already_dropped : documents that are not to be scored, `dropped, kept_instead, kind, similarity` with kind
         `exact` or `minhash`; the funnel then has these two stages after `read`
     size         : scorer whose one column the funnel sums, `sizes.TokenCount`; by default UTF-8 bytes
@@ -230,9 +231,7 @@ def _judge(
     return found
 
 
-def _asked(
-    scoring: _Scoring, source: str, table: pl.DataFrame, judge: AskLLM, name: str
-) -> pl.DataFrame:
+def _asked(scoring: _Scoring, source: str, table: pl.DataFrame, judge: AskLLM, name: str) -> pl.DataFrame:
     """`table` ranked, with the judge's margin and calibrated probability as `<name>_margin` and `<name>_p`."""
     scores = scoring.table(judge, source, table)
     wanted = scores.select(

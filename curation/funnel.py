@@ -45,7 +45,9 @@ def audit(source: str, cuts: Mapping[str, pl.DataFrame], verdicts: pl.DataFrame)
     if verdicts["id"].n_unique() != verdicts.height or not verdicts["id"].sort().equals(
         cuts["read"]["id"].sort()
     ):
-        raise _broken(source, "the verdicts", f"{cuts['read'].height} were read, {verdicts.height} have verdicts")
+        raise _broken(
+            source, "the verdicts", f"{cuts['read'].height} were read, {verdicts.height} have verdicts"
+        )
     fell = dict(verdicts.group_by("verdict").len().rows())
     added = cuts["added"].height
     before = "read"

@@ -29,8 +29,9 @@ from curation.errors import DataError, MachineError, MixwrightError, RecipeError
 from curation.scorer import Scorer
 from curation.scoring import guard
 from curation.scoring.corpus import Corpus, spill
-from curation.scoring.execution import Execution, Runner, Work, open_runner
+from curation.scoring.execution import Execution, Runner, Work
 from curation.scoring.parts import part_path, part_schema, read_part, scorer_facts
+from curation.scoring.runners import open_runner
 from curation.scoring.units import UNIT_DOCUMENTS, Unit, plan_units, write_units
 
 _KEY = "mixwright.fingerprint"
@@ -50,7 +51,7 @@ def score_files(
     """Score the documents of `corpus` and return `id` and the scorer's columns for exactly these, sorted by id.
 
     folder  : `scores/<source>`; the table, its JSON and, while it works, hidden part files are written there
-    runner  : see `scoring.execution.open_runner`; this process when None. The bytes do not depend on it
+    runner  : see `scoring.runners.open_runner`; this process when None. The bytes do not depend on it
     listing : the rows of `corpus.listing()` to be scored, where not all are wanted
 
     The table keeps rows of earlier calls with the same fingerprint. Such a row may differ in its last bits

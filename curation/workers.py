@@ -94,9 +94,7 @@ class Workers:
 
     def __init__(self, workers: int) -> None:
         if workers < 0:
-            raise RecipeError(
-                f"{workers} workers are not possible", where="workers", remedy="Give 1 or more"
-            )
+            raise RecipeError(f"{workers} workers are not possible", where="workers", remedy="Give 1 or more")
         self.wanted = workers
         self._alive: list[_Worker] = []
 

@@ -4,7 +4,7 @@
     units    the plan: at most `UNIT_DOCUMENTS` documents of one file each, named by their content
     blocks   datatrove steps: `ReadUnits` yields the documents of a task's units, `ScoreBlock` scores them
     parts    one small score table for each unit, whole or absent
-    execution  local processes, Ray or Slurm; lost workers are noticed, and their units done again
+    runners  local processes, Ray or Slurm; lost workers are noticed, and their units done again
     guard    what an unfinished scoring was about, so that another one is not mistaken for it
 
 `curation.score_tables.score_files` puts them together.

@@ -236,7 +236,7 @@ class _Rows:
         """Start again at the row group that holds `row`."""
         group = int(np.searchsorted(self._ends, row, side="right")) - 1
         self._first = self._next = int(self._ends[group])
-        self._group, self._batch = group, None
+        self._batch: pa.RecordBatch | None = None
         groups = range(group, len(self._ends) - 1)
         self._batches = self._parquet.iter_batches(READ_ROWS, row_groups=list(groups), columns=self._columns)
 
@@ -247,15 +247,25 @@ class _Rows:
         try:
             while at < len(rows):
                 row = int(rows[at])
-                here = int(np.searchsorted(self._ends, self._next - 1 if self._batch is not None else self._next, side="right")) - 1
+                here = (
+                    int(
+                        np.searchsorted(
+                            self._ends,
+                            self._next - 1 if self._batch is not None else self._next,
+                            side="right",
+                        )
+                    )
+                    - 1
+                )
                 group = int(np.searchsorted(self._ends, row, side="right")) - 1
                 if row < self._first or group > here:
                     self._seek(row)
-                while self._batch is None or row >= self._next:
-                    self._batch = next(self._batches)
-                    self._first, self._next = self._next, self._next + len(self._batch)
+                batch = self._batch
+                while batch is None or row >= self._next:
+                    batch = self._batch = next(self._batches)
+                    self._first, self._next = self._next, self._next + len(batch)
                 stop = int(np.searchsorted(rows, self._next))
-                yield from self._batch.take(pa.array(rows[at:stop] - self._first)).to_pylist()
+                yield from batch.take(pa.array(rows[at:stop] - self._first)).to_pylist()
                 at = stop
         except (pa.ArrowException, OSError) as error:
             raise unreadable(self.file, error) from error

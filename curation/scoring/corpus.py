@@ -96,8 +96,9 @@ def iterate_batches(file: Path, columns: Sequence[str], batch_rows: int = 8192) 
 
 def unreadable(file: Path | str, error: Exception) -> DataError:
     """The sentence for a document file that is damaged or not there."""
+    cause: str = (str(error) or type(error).__name__).split("\n", 1)[0]
     return DataError(
-        f"This document file cannot be read: {(str(error) or type(error).__name__).splitlines()[0].rstrip('. ')}",
+        "This document file cannot be read: " + cause.rstrip(". "),
         where=str(file),
         remedy="Remove it and run the stage that writes it again",
     )

@@ -1,5 +1,4 @@
-"""Where pipelines run: processes of this machine, Ray, or Slurm, by datatrove's executors with a guard around
-them.
+"""Settings of where pipelines run, and what a runner is. `runners.open_runner` makes one:
 
     local   datatrove's task of one rank as a job of `curation.workers`. datatrove's own pool waits for ever
             for a worker that was killed; ours notices at once, starts another and gives it the rank again
@@ -14,13 +13,9 @@ rank again, and the number of tasks may change between runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from curation.errors import RecipeError
-from curation.workers import Advance, Job, Workers
 
 Kind = Literal["local", "ray", "slurm"]
 TASKS_PER_WORKER = 16
@@ -93,100 +88,6 @@ class Runner(Protocol):
         ...
 
 
-def open_runner(execution: Execution) -> AbstractContextManager[Runner]:
-    """A runner to be used in a `with` block; its workers, and the models they loaded, live as long as that."""
-    if execution.workers < (0 if execution.kind == "local" else 1):
-        raise RecipeError(
-            f"{execution.workers} workers are not possible",
-            where=f"executor {execution.kind}",
-            remedy="Give 1 or more",
-        )
-    if execution.kind == "ray":
-        from curation.scoring.on_ray import RayRunner
-
-        return RayRunner(execution)
-    if execution.kind == "slurm":
-        from curation.scoring.on_slurm import SlurmRunner
-
-        return SlurmRunner(execution)
-    if execution.kind == "local":
-        return LocalRunner(execution)
-    raise RecipeError(f"There is no executor `{execution.kind}`", remedy="Choose local, ray or slurm")
-
-
 def task_count(execution: Execution, units: int, per_worker: int = TASKS_PER_WORKER) -> int:
     """The tasks asked for, or `per_worker` for each worker; never more than units."""
     return max(1, min(units, execution.tasks or per_worker * max(1, execution.workers)))
-
-
-class LocalRunner:
-    """Worker processes of this machine, or this process."""
-
-    def __init__(self, execution: Execution) -> None:
-        self.execution, self.workers = execution, Workers(execution.workers)
-
-    def __enter__(self) -> LocalRunner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.workers.close()
-
-    def tasks(self, units: int) -> int:
-        return task_count(self.execution, units)
-
-    def run(self, pipeline: Sequence[Any], work: Work) -> None:
-        if self.execution.workers == 0:
-            from curation.progress import progress
-
-            with progress(work.name, work.total, "documents") as task:
-                for rank in range(work.tasks):
-                    _listen(pipeline, task.advance)
-                    _exhaust(pipeline, rank, work.tasks)
-            return
-        from datatrove.executor import LocalPipelineExecutor
-
-        _importable(pipeline)
-        executor = LocalPipelineExecutor(
-            list(pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
-        )
-        jobs = [
-            Job(f"{work.name}, task {rank} of {work.tasks}", run_task, (executor, rank))
-            for rank in range(work.tasks)
-        ]
-        self.workers.run(
-            jobs, description=work.name, total=work.total, unit="documents", retries=self.execution.retries
-        )
-
-
-def run_task(argument: tuple[Any, int], advance: Advance) -> None:
-    """Run datatrove's task of one rank in this process."""
-    executor, rank = argument
-    _listen(executor.pipeline, advance)
-    executor._run_for_rank(rank, local_rank=1)  # every local rank but 0 keeps its log out of the terminal
-
-
-def _listen(pipeline: Sequence[Any], advance: Advance) -> None:
-    for step in pipeline:
-        if hasattr(step, "advance"):
-            step.advance = advance
-
-
-def _exhaust(pipeline: Sequence[Any], rank: int, world_size: int) -> None:
-    data = None
-    for step in pipeline:
-        data = step(data, rank, world_size)
-    for _ in data or ():
-        pass
-
-
-def _importable(pipeline: Sequence[Any]) -> None:
-    """Refuse a scorer that is defined where workers cannot import it from."""
-    for step in pipeline:
-        scorer = getattr(step, "scorer", None)
-        if type(scorer).__module__ == "__main__":
-            raise RecipeError(
-                f"The scorer {scorer.name} is defined in the script that is running, where workers cannot "
-                "import it",
-                where="executor",
-                remedy="Move it into a module, or score with 0 workers",
-            )

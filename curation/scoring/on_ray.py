@@ -92,7 +92,11 @@ def _run_rank(executor: Any, rank: int) -> None:
 def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
     try:
         ray.get(one)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as e:
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+    ) as e:
         raise MachineError(
             f"Task {rank} of {work.name} was lost {retries + 1} times: {str(e).splitlines()[0].rstrip('.')}",
             where="executor ray",
@@ -106,6 +110,8 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise MachineError(
-            "Ray is not installed", where="executor ray", remedy="Install it with `pip install mixwright[ray]`"
+            "Ray is not installed",
+            where="executor ray",
+            remedy="Install it with `pip install mixwright[ray]`",
         ) from error
     return ray

@@ -109,7 +109,9 @@ def _check(execution: Execution) -> None:
         )
     if not execution.partition:
         raise RecipeError(
-            "Slurm needs a partition", where="executor slurm", remedy="Set `partition` in the `executor` block"
+            "Slurm needs a partition",
+            where="executor slurm",
+            remedy="Set `partition` in the `executor` block",
         )
     for command in ("sbatch", "squeue"):
         if shutil.which(command) is None:

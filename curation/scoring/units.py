@@ -77,7 +77,10 @@ def read_units(path: Path | str, rank: int = 0, world_size: int = 1) -> list[Uni
     return [
         Unit(name, file, np.asarray(rows.values, dtype=np.int64), source)
         for name, file, rows, source in zip(
-            part["name"].to_pylist(), part["file"].to_pylist(), part["rows"], part["source"].to_pylist(),
+            part["name"].to_pylist(),
+            part["file"].to_pylist(),
+            part["rows"],
+            part["source"].to_pylist(),
             strict=True,
         )
     ]

@@ -15,10 +15,8 @@ import pytest
 
 from curation.atomic import hash_folder, read_json
 from curation.documents import Document, document_id
-from curation.educational import EducationalClassifier
-from curation.errors import DataError, MachineError
+from curation.errors import DataError
 from curation.score_tables import score_source
-from curation.scoring_pool import ScoringPool
 
 
 class Killed(BaseException):
@@ -116,21 +114,3 @@ def test_repeated_ids_and_scores_that_are_no_numbers_are_sentences(tmp_path: Pat
     found = sorted(documents(9), key=lambda d: d.id)
     with pytest.raises(DataError, match=f"no finite `score` for the document {found[3].id}"):
         score_source(found, Broken(), tmp_path)
-
-
-def test_workers_give_the_bytes_of_one_process_and_a_dead_one_is_noticed(
-    classifier_folder: Path, tmp_path: Path
-) -> None:
-    words = random.Random(0).choices(["even", "number", "because", "return"], k=4000)
-    texts = [" ".join(words[i : i + 3 + i % 40]) for i in range(60)]
-    found = [Document(document_id("s", text), text, "s") for text in set(texts)]
-    scorer = EducationalClassifier(str(classifier_folder))
-    score_source(found, scorer, tmp_path / "one", unit_documents=10)
-    with ScoringPool(2) as pool:
-        score_source(found, scorer, tmp_path / "two", unit_documents=10, pool=pool)
-        assert hash_folder(tmp_path / "one") == hash_folder(tmp_path / "two")
-        assert pool._executor is not None
-        for process in list(pool._executor._processes.values()):
-            process.kill()
-        with pytest.raises(MachineError, match="A scoring worker died"):
-            score_source(found, scorer, tmp_path / "three", unit_documents=10, pool=pool)
