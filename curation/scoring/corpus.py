@@ -75,7 +75,7 @@ def check_ids(listings: dict[str, pl.DataFrame]) -> None:
     both = pl.concat(places) if places else pl.DataFrame(schema={"id": pl.String, "source": pl.String})
     if both["id"].n_unique() == both.height:
         return
-    name = both.filter(pl.col("id").is_duplicated())["id"].min()
+    name = both.filter(pl.col("id").is_duplicated()).sort("id")["id"][0]
     owners = both.filter(pl.col("id") == name)["source"].to_list()
     raise DataError(
         f"The id `{name}` is in two sources, {owners[0]} and {owners[1]}",
