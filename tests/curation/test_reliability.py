@@ -104,15 +104,21 @@ def test_a_dead_worker_is_noticed_and_its_units_are_done_again(tmp_path: Path) -
     with open_runner(Execution(workers=1, tasks=2, retries=1)) as runner:
         marker = tmp_path / "lives"
         marker.write_text("1")
-        table = score_files(whole_corpus, Dying(lives=str(marker)), tmp_path / "once", unit_documents=10, runner=runner)
+        table = score_files(
+            whole_corpus, Dying(lives=str(marker)), tmp_path / "once", unit_documents=10, runner=runner
+        )
         assert table.equals(expected)
         marker.write_text("1000")
         started = time.monotonic()
         with pytest.raises(MachineError, match=r"lost 2 times without progress: killed by SIGKILL.*is kept"):
-            score_files(whole_corpus, Dying(lives=str(marker)), tmp_path / "often", unit_documents=10, runner=runner)
+            score_files(
+                whole_corpus, Dying(lives=str(marker)), tmp_path / "often", unit_documents=10, runner=runner
+            )
         assert time.monotonic() - started < 60  # two starts of a worker; each death itself is noticed at once
         marker.write_text("0")
-        table = score_files(whole_corpus, Dying(lives=str(marker)), tmp_path / "often", unit_documents=10, runner=runner)
+        table = score_files(
+            whole_corpus, Dying(lives=str(marker)), tmp_path / "often", unit_documents=10, runner=runner
+        )
         assert table.equals(expected)
 
 

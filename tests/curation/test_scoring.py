@@ -19,10 +19,11 @@ from curation.documents import Document, document_id, write_documents
 from curation.errors import DataError, MachineError, RecipeError
 from curation.score_tables import score_files
 from curation.scoring import guard
-from curation.scoring.blocks import ReadUnits, _Rows
+from curation.scoring.blocks import ReadUnits
 from curation.scoring.corpus import Corpus, check_ids, corpus_of
 from curation.scoring.execution import Execution
 from curation.scoring.parts import fingerprint_of, part_name
+from curation.scoring.rows import RowReader
 from curation.scoring.runners import open_runner
 from curation.scoring.units import plan_units, read_units, write_units
 from curation.sizes import ByteCount, TokenCount
@@ -55,7 +56,13 @@ def test_units_partition_the_documents_and_stay_inside_files(tmp_path: Path) -> 
     turned = Corpus("s", whole.files[::-1])
     again = plan_units(turned.listing(), turned.files, "s", "f", 30)
     assert {unit.name for unit in again} == {unit.name for unit in units}
-    assert len({unit.name for unit in plan_units(whole.listing(), whole.files, "s", "g", 30)} & {u.name for u in units}) == 0
+    assert (
+        len(
+            {unit.name for unit in plan_units(whole.listing(), whole.files, "s", "g", 30)}
+            & {u.name for u in units}
+        )
+        == 0
+    )
 
 
 def test_every_unit_belongs_to_exactly_one_task(tmp_path: Path) -> None:
@@ -77,10 +84,14 @@ def row_groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(rows=st.lists(st.integers(0, 999), unique=True, min_size=1), pieces=st.integers(1, 5))
 def test_rows_are_found_across_batches_and_row_groups(row_groups: Path, rows: list[int], pieces: int) -> None:
-    reader, rows = _Rows(str(row_groups)), sorted(rows)
+    reader, rows = RowReader(row_groups, ("id", "text")), sorted(rows)
+
+    def taken(wanted: list[int]) -> list[int]:
+        return [int(name) for batch in reader.take(wanted) for name in batch["id"].to_pylist()]
+
     for part in np.array_split(np.array(rows), pieces):
-        assert [int(row["id"]) for row in reader.take(part)] == part.tolist()
-    assert [int(row["id"]) for row in reader.take([rows[0]])] == [rows[0]]  # and back again
+        assert taken(part.tolist()) == part.tolist()
+    assert taken([rows[0]]) == [rows[0]]  # and back again
 
 
 def test_the_bytes_do_not_depend_on_workers_tasks_or_the_order_of_files(tmp_path: Path) -> None:
@@ -89,7 +100,9 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_the_order_of_files(tmp_path
     model.mkdir()
     scorer = Length(model=str(model))
     expected = score_files(whole, scorer, tmp_path / "here", unit_documents=10)
-    assert dict(zip(expected["id"], expected["score"], strict=True)) == {d.id: len(d.text) for d in documents(230)}
+    assert dict(zip(expected["id"], expected["score"], strict=True)) == {
+        d.id: len(d.text) for d in documents(230)
+    }
     loads = len(list(model.iterdir()))
     turned = Corpus("s", whole.files[::-1])
     for name, workers, tasks in (("one", 1, 1), ("eight", 2, 8)):
@@ -149,7 +162,9 @@ def test_an_exception_names_source_file_and_document_and_the_rest_is_kept(tmp_pa
     bad = documents(60)[35]
     with (
         open_runner(Execution(workers=1, tasks=2)) as runner,
-        pytest.raises(DataError, match=rf"length failed on the document {bad.id}: ValueError: a text") as error,
+        pytest.raises(
+            DataError, match=rf"length failed on the document {bad.id}: ValueError: a text"
+        ) as error,
     ):
         score_files(whole, Length(fail=bad.text), tmp_path / "s", unit_documents=10, runner=runner)
     assert error.value.where == f"s, {tmp_path / 'd' / 'part-1.parquet'}"
@@ -216,7 +231,9 @@ def test_sizes_are_those_of_the_texts(tmp_path: Path, tokenizer_folder: Path) ->
     expected = {d.id: len(tokenizer.encode(d.text, add_special_tokens=False)) for d in found}
     table = score_files(whole, TokenCount(str(tokenizer_folder)), tmp_path / "s")
     assert dict(table.rows()) == expected
-    assert dict(score_files(whole, ByteCount(), tmp_path / "s").rows()) == {d.id: len(d.text.encode()) for d in found}
+    assert dict(score_files(whole, ByteCount(), tmp_path / "s").rows()) == {
+        d.id: len(d.text.encode()) for d in found
+    }
 
 
 def test_the_reader_has_the_documents_of_the_file(tmp_path: Path) -> None:

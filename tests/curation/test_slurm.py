@@ -77,7 +77,9 @@ def test_the_job_array_is_submitted_and_again_for_what_was_lost(tmp_path: Path, 
     assert sorted(job.name for job in cluster.iterdir()) == ["1", "2"]
     script = (cluster / "1" / "script").read_text()
     wanted = {"array=0-1%2", "partition=gpu", "gpus=1", "mem-per-cpu=8G", "cpus-per-task=1", "time=01:00:00"}
-    directives = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    directives = {
+        line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")
+    }
     assert wanted | {"account=me", "job-name=length_s"} <= directives
     assert "launch_pickled_pipeline" in script
 
