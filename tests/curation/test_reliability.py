@@ -81,10 +81,12 @@ def test_random_kills_of_parent_or_worker_change_nothing(tmp_path: Path) -> None
 def _kill_at_random(
     process: subprocess.Popen[str], moments: random.Random, victims: dict[str, int], scores: Path
 ) -> None:
-    """Kill workers, and at last the parent, at moments from its very start on; return when it has ended."""
+    """Kill workers, and at last the parent, while it starts or while it scores; return when it has ended."""
     while sum(victims.values()) < KILLS:
+        if moments.random() < 0.75:
+            _until_a_part_is_new(process, scores)
         try:
-            process.wait(moments.uniform(0.3, 3.5))
+            process.wait(moments.uniform(0.0, 1.5))
             return
         except subprocess.TimeoutExpired:
             whole(scores)
@@ -96,6 +98,13 @@ def _kill_at_random(
             process.kill()
             victims["parent"] += 1
             return
+
+
+def _until_a_part_is_new(process: subprocess.Popen[str], scores: Path) -> None:
+    known = set(scores.rglob("*.parquet"))
+    deadline = time.monotonic() + 30
+    while process.poll() is None and set(scores.rglob("*.parquet")) <= known and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_a_dead_worker_is_noticed_and_its_units_are_done_again(tmp_path: Path) -> None:
