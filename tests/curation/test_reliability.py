@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import random
@@ -46,10 +47,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def tables(scores: Path) -> set[Path]:
+    """Tables and parts at their final names; folders may vanish meanwhile."""
+    found = {Path(folder) / name for folder, _, names in os.walk(scores) for name in names}
+    return {file for file in found if file.suffix == ".parquet" and not file.name.startswith(".")}
+
+
 def whole(scores: Path) -> None:
     """Nothing at a final name is half written."""
-    for file in scores.rglob("*.parquet"):
-        if not file.name.startswith("."):
+    for file in tables(scores):
+        with contextlib.suppress(FileNotFoundError):  # parts go when their table is there
             pq.read_table(file)
 
 
@@ -101,9 +108,9 @@ def _kill_at_random(
 
 
 def _until_a_part_is_new(process: subprocess.Popen[str], scores: Path) -> None:
-    known = set(scores.rglob("*.parquet"))
+    known = tables(scores)
     deadline = time.monotonic() + 30
-    while process.poll() is None and set(scores.rglob("*.parquet")) <= known and time.monotonic() < deadline:
+    while process.poll() is None and tables(scores) <= known and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
