@@ -77,8 +77,9 @@ def selection(write: bool) -> None:
 
 {ROWS:,} documents of {SOURCES} sources, {CHARACTERS} characters each, parquet; a score above {THRESHOLD:g}, then the
 exact top {SHARE:.0%} of each source by another score with the id as tie-break, then the texts of those read from the
-document files. The same ids and texts for 1, 2 and 8 files a source ({CHECKED_ROWS:,} documents). datatrove's pipeline cannot take a share of a
-whole source; it does the threshold alone, from and to parquet. One thread of ours; documents per CPU-second.
+document files. The same ids and texts for 1, 2 and 8 files a source ({CHECKED_ROWS:,} documents). datatrove's
+pipeline cannot take a share of a whole source; it does the threshold alone, from and to parquet. One thread of ours;
+documents per CPU-second.
 
 {table(("what", "documents", "kept", "documents / CPU-s"), shown)}
 {machine("polars", "pyarrow", "datatrove")}
