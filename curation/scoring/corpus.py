@@ -91,10 +91,17 @@ def check_ids(listings: dict[str, pl.DataFrame]) -> None:
 
 def _ids(file: Path, number: int) -> pl.DataFrame:
     with open_parquet(file) as parquet:
-        missing = [name for name in ("id", "text") if name not in parquet.schema_arrow.names]
+        schema = parquet.schema_arrow
+        missing = [name for name in ("id", "text") if name not in schema.names]
     if missing:
         raise DataError(
             f"A document file has columns id and text, but {' and '.join(missing)} is missing",
+            where=str(file),
+            remedy="Read user files with a source of kind `local`, which makes ids",
+        )
+    if not (pa.types.is_string(schema.field("id").type) or pa.types.is_large_string(schema.field("id").type)):
+        raise DataError(
+            f"The ids are of the type {schema.field('id').type}, but ids are text",
             where=str(file),
             remedy="Read user files with a source of kind `local`, which makes ids",
         )

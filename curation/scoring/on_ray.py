@@ -7,9 +7,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from curation.errors import MachineError
+from curation.atomic import writing_to
+from curation.errors import MachineError, MixwrightError
 from curation.progress import progress
 from curation.scoring.execution import Execution, Work, task_count
 
@@ -86,12 +88,17 @@ class RayRunner:
 
 
 def _run_rank(executor: Any, rank: int) -> None:
-    executor._run_for_rank(rank, 1)
+    with writing_to(Path(executor.logging_dir.path)):
+        executor._run_for_rank(rank, 1)
 
 
 def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
     try:
         ray.get(one)
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, MixwrightError):
+            raise type(e.cause)(e.cause.what, where=e.cause.where, remedy=e.cause.remedy) from e
+        raise
     except (
         ray.exceptions.WorkerCrashedError,
         ray.exceptions.NodeDiedError,

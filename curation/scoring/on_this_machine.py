@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from curation.atomic import writing_to
 from curation.errors import RecipeError
 from curation.progress import progress
 from curation.scoring.execution import Execution, Work, task_count
@@ -52,7 +54,8 @@ def run_task(argument: tuple[Any, int], advance: Advance) -> None:
     """Run datatrove's task of one rank in this process."""
     executor, rank = argument
     _listen(executor.pipeline, advance)
-    executor._run_for_rank(rank, local_rank=1)  # every local rank but 0 keeps its log out of the terminal
+    with writing_to(Path(executor.logging_dir.path)):  # logs and statistics fill a disk, too
+        executor._run_for_rank(rank, local_rank=1)  # every local rank but 0 keeps its log out of the terminal
 
 
 def _listen(pipeline: Sequence[Any], advance: Advance) -> None:

@@ -159,9 +159,10 @@ def test_workers_stay_from_one_list_of_jobs_to_the_next() -> None:
         assert len({*workers.run(jobs), *workers.run(jobs)}) == 1
 
 
-def test_a_full_disk_is_a_sentence_and_the_run_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_a_sentence_and_the_run_continues(tmp_path: Path, workers: int) -> None:
     corpus(tmp_path / "d", 300)
-    process = start(tmp_path / "d", tmp_path / "s", file_size=1500)
+    process = start(tmp_path / "d", tmp_path / "s", file_size=1500, workers=workers)
     assert process.wait(60) == MachineError.exit_code
     assert process.stderr is not None
     message = process.stderr.read()

@@ -212,6 +212,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     pl.DataFrame({"id": ["a", None], "text": ["t", "t"]}).write_parquet(damaged)
     with pytest.raises(DataError, match="row 1 has no id"):
         Corpus("s", (damaged,)).listing()
+    pl.DataFrame({"id": [1, 2], "text": ["t", "t"]}).write_parquet(damaged)
+    with pytest.raises(DataError, match="ids are of the type int64"):
+        Corpus("s", (damaged,)).listing()
     pl.DataFrame({"id": ["a", "b"], "text": ["t", None]}).write_parquet(damaged)
     with pytest.raises(DataError, match="The document b has no text"):
         score_files(Corpus("s", (damaged,)), ByteCount(), tmp_path / "s")
