@@ -13,6 +13,7 @@ from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
 from recipes.pipeline import Run, Stage, is_done, locked, run_stage
 from recipes.schema import Recipe
+from recipes.training_settings import FinalPhase
 
 
 def open_run(recipe: str | Path, out: Path | None = None, overrides: Iterable[str] = ()) -> Run:
@@ -73,4 +74,14 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         if block is not None and block.data != "generated":
             post[name] = block.model_copy(update={"data": str(base / block.data)})
     training = recipe.post_training.model_copy(update=post)
-    return recipe.model_copy(update={"sources": sources, "post_training": training})
+    phases = [_with_absolute_teacher(phase, base) for phase in recipe.final.phases]
+    final = recipe.final.model_copy(update={"phases": phases})
+    return recipe.model_copy(update={"sources": sources, "post_training": training, "final": final})
+
+
+def _with_absolute_teacher(phase: FinalPhase, base: Path) -> FinalPhase:
+    """A teacher that is no folder beside the recipe is a name on the hub, and stays what it is."""
+    if phase.distill is None or not (base / phase.distill.teacher).is_dir():
+        return phase
+    teacher = str(base / phase.distill.teacher)
+    return phase.model_copy(update={"distill": phase.distill.model_copy(update={"teacher": teacher})})

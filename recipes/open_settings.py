@@ -91,6 +91,18 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
             "Averaging steadies small runs.",
         ),
     ]
+    for phase in recipe.final.phases:
+        if phase.distill is not None:
+            lesson = phase.distill
+            rows.append(
+                (
+                    f"distillation in phase {phase.name}",
+                    f"{lesson.alpha:g} x cross-entropy + {lesson.beta:g} x {lesson.direction} divergence from "
+                    f"{lesson.teacher}, temperature {lesson.temperature:g}, cache {lesson.cache}",
+                    "KL divergence from Llama-3.1-8B-Instruct in mid-training; direction and temperature unpublished",
+                    "The forward KL at temperature 1 is the plainest reading.",
+                )
+            )
     if recipe.post_training.grpo is not None:
         grpo = recipe.post_training.grpo
         rows.append(

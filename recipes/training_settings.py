@@ -119,6 +119,47 @@ class ComparisonSettings(Settings):
         return self
 
 
+class DistillSettings(Settings):
+    """Learning from a teacher: alpha * cross-entropy + beta * temperature^2 * divergence.
+
+    MobileLLM-R1 (section 3.2) only says that the KL divergence from Llama-3.1-8B-Instruct is minimised in
+    mid-training; direction, temperature and any cross-entropy are unpublished.
+    """
+
+    teacher: str = Field(min_length=1)
+    """Folder (relative to the recipe) or hub id of a causal model with the run's tokenizer; see `tokenizer.model`."""
+    alpha: float = Field(default=0.0, ge=0.0)
+    """Weight of the labels' cross-entropy."""
+    beta: float = Field(default=1.0, ge=0.0)
+    """Weight of the divergence from the teacher."""
+    temperature: Positive = 1.0
+    direction: Literal["forward", "reverse", "jensen_shannon"] = "forward"
+    """`forward`: KL(teacher || student); `reverse`: KL(student || teacher)."""
+    teacher_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """The teacher's part in the mean of `jensen_shannon`."""
+    cache: Literal["none", "sampled", "multinomial", "top_k"] = "none"
+    """`none`: the teacher reads every batch; otherwise it is asked once, and its answers are kept in `entries` entries
+    per token: unbiased samples, the same as the paper draws them, or the likeliest and one for all others."""
+    entries: Count = 12
+    """Of 6 bytes each (4 for vocabularies below 65,536)."""
+    context: Count | None = None
+    """Tokens that a cached teacher reads at once, from the document's start; by default `final.sequence_tokens`."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the teacher."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> DistillSettings:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("`alpha` and `beta` are both 0, so the phase would learn nothing")
+        if self.cache != "none" and self.direction != "forward":
+            raise ValueError(
+                f"`direction: {self.direction}` needs all of the teacher's probabilities; set `cache: none`"
+            )
+        if self.cache == "top_k" and self.entries < 2:
+            raise ValueError("`cache: top_k` needs 2 `entries` or more: one stands for all other tokens")
+        return self
+
+
 class FinalPhase(Settings):
     """One phase of the final training."""
 
@@ -126,6 +167,8 @@ class FinalPhase(Settings):
     share: Share
     """Share of the final tokens."""
     mixture: Literal["uniform", "proportional", "influence", "leave_one_out", "recommended"]
+    distill: DistillSettings | None = None
+    """The teacher of this phase; none by default."""
 
 
 class FinalSettings(OptimisationSettings):

@@ -28,6 +28,7 @@ from training.checkpoint import (
     restore_checkpoint,
     write_checkpoint,
 )
+from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_adamw
 from training.order import DataOrder
@@ -90,6 +91,15 @@ def train(
         if (out / "result.json").exists():
             return _read_result(out)
         run = _begin(out, model_config, settings, described, init_from)
+        if settings.distillation:
+            run.lessons = open_lessons(
+                settings.distillation,
+                order,
+                sequences=settings.steps * settings.batch_sequences,
+                vocabulary=model_config.vocab_size,
+                folder=out,
+                device=choose_device(settings.device),
+            )
         log = RunLog(out, run.step)
         label = progress_label or f"training {out.name}"
         todo = (settings.steps - run.step) * settings.tokens_per_step

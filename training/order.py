@@ -71,6 +71,7 @@ class Batch:
     labels       : the next token of the same document, -100 where the document ends
     positions    : from 0 at the start of each piece
     document_ids : the number of the piece in its row; tokens of different pieces must not see each other
+    first        : the index in the data order of the first sequence; the others follow it
 
     A document that began in an earlier sequence continues here as a piece of its own, without its beginning:
     positions restart at 0, and there is no bos token.
@@ -80,6 +81,7 @@ class Batch:
     labels: Tensor
     positions: Tensor
     document_ids: Tensor
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ class DataOrder:
         for row in range(count):
             source, number = self._turn(first + row)
             self._streams[source].fill(number, *(array[row] for array in rows))
-        return Batch(*(torch.from_numpy(array) for array in rows))
+        ids, labels, positions, documents = (torch.from_numpy(array) for array in rows)
+        return Batch(ids, labels, positions, documents, first)
 
     def phase_of(self, index: int) -> Phase:
         """The phase that sequence `index` belongs to."""

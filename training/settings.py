@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from curation.errors import RecipeError
+from training.distillation_settings import Distillation, deciding_distillation
+from training.lessons import check_phases
 from training.model import ModelConfig
 from training.order import DataOrder
 from training.schedules import Schedule, check_schedule
@@ -30,6 +33,7 @@ class TrainSettings:
     resume_every  : updates between checkpoints that only serve to continue after a kill; 0 = none
     z_loss        : see training.losses
     device        : "cpu", "cuda", or "auto" for the GPU where there is one
+    distillation  : by the name of a phase, the teacher it learns from; the others learn from the labels alone
     """
 
     sequence_tokens: int
@@ -52,6 +56,7 @@ class TrainSettings:
     resume_every: int = 200
     z_loss: float = 0.0
     device: str = "auto"
+    distillation: Mapping[str, Distillation] = field(default_factory=dict)
 
     @property
     def tokens_per_step(self) -> int:
@@ -61,12 +66,18 @@ class TrainSettings:
 
 def deciding_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the run leaves behind; how often it can be interrupted does not."""
-    return {key: value for key, value in asdict(settings).items() if key != "resume_every"}
+    left_out = ("resume_every", "distillation")
+    deciding = {key: value for key, value in asdict(settings).items() if key not in left_out}
+    if settings.distillation:
+        described = {phase: deciding_distillation(d) for phase, d in settings.distillation.items()}
+        deciding["distillation"] = described
+    return deciding
 
 
 def check_settings(settings: TrainSettings, config: ModelConfig, order: DataOrder) -> None:
     """Raise RecipeError for settings that cannot be, or that do not fit the data or the model."""
     check_schedule(settings.schedule, steps=settings.steps, warmup_steps=settings.warmup_steps)
+    check_phases(settings.distillation, order)
     needed = settings.steps * settings.batch_sequences
     vocabulary = max(source.vocab_size for source in order.sources.values())
     late = [s for s in (*settings.checkpoint_steps, *settings.evaluate_steps) if not 0 <= s <= settings.steps]

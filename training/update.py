@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError
-from training.losses import IGNORED, linear_cross_entropy
+from training.lessons import Lessons, batch_loss, batch_on, rows_of
+from training.losses import IGNORED
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
@@ -21,12 +22,13 @@ from training.settings import TrainSettings
 
 @dataclass
 class Run:
-    """What changes while training."""
+    """What changes while training, and the lessons of its phases, if any has a teacher."""
 
     model: Decoder
     optimizer: torch.optim.AdamW
     mean: WeightMean | None
     step: int
+    lessons: Lessons | None = None
 
 
 def accumulate_gradients(
@@ -36,31 +38,34 @@ def accumulate_gradients(
     micro_batch_sequences: int | None = None,
     precision: str = "float32",
     z_loss: float = 0.0,
+    lessons: Lessons | None = None,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
 
     The mean is over the labels of the whole batch, so loss and gradient do not depend on micro-batches.
+
+    lessons : where rows learn from a teacher
+    parts   : is then given the means "cross_entropy" and "divergence", which is 0 for rows without a teacher
     """
     device = model.output_weight.device
     labels = max(int((batch.labels != IGNORED).sum()), 1)
     count = len(batch.labels)
     size = micro_batch_sequences or count
-    total = torch.zeros(
-        (), dtype=torch.promote_types(model.output_weight.dtype, torch.float32), device=device
-    )
+    wide = torch.promote_types(model.output_weight.dtype, torch.float32)
+    total, hard, soft = torch.zeros(3, dtype=wide, device=device).unbind()
     for first in range(0, count, size):
-        ids, wanted, positions, documents = (
-            part[first : first + size].to(device, non_blocking=True)
-            for part in (batch.input_ids, batch.labels, batch.positions, batch.document_ids)
-        )
+        part = batch_on(rows_of(batch, first, min(first + size, count)), device)
         with _precision(precision, device):
-            hidden = model(ids, positions=positions, document_ids=documents)
-            summed = linear_cross_entropy(
-                hidden.flatten(0, 1), model.output_weight, wanted.flatten(), z_loss=z_loss
-            )
-        loss = summed / labels
+            hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
+            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons)
+        loss = summed.total / labels
         loss.backward()
         total += loss.detach()
+        hard += summed.cross_entropy / labels
+        soft += summed.divergence / labels
+    if parts is not None and lessons is not None:
+        parts |= {"cross_entropy": hard, "divergence": soft}
     return total
 
 
@@ -69,17 +74,20 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
     rate = settings.learning_rate * rate_factor(
         settings.schedule, run.step, steps=settings.steps, warmup_steps=settings.warmup_steps
     )
+    parts: dict[str, Tensor] = {}
     loss = accumulate_gradients(
         run.model,
         batch,
         micro_batch_sequences=settings.micro_batch_sequences,
         precision=settings.precision,
         z_loss=settings.z_loss,
+        lessons=run.lessons,
+        parts=parts,
     )
     parameters = list(run.model.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    # One look at both numbers: on a GPU, the only wait of the step.
-    loss_value, norm_value = torch.stack((loss, norm.to(loss))).tolist()
+    # One look at all numbers: on a GPU, the only wait of the step.
+    loss_value, norm_value, *values = torch.stack((loss, norm.to(loss), *parts.values())).tolist()
     _refuse_non_finite(loss_value, norm_value, run.step + 1, rate)
     if settings.clip is not None and norm_value > settings.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm, foreach=True)
@@ -96,6 +104,7 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
         "loss": loss_value,
         "learning_rate": rate,
         "grad_norm": norm_value,
+        **dict(zip(parts, values, strict=True)),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from recipes.stages.training_setup import model_config, one_thread, token_folder
 from recipes.stages.weighing import mixture_named
 from recipes.training_settings import FinalSettings
 from training.advantages import LeadSettings
+from training.distillation_settings import Distillation
 from training.grpo import GrpoSettings, grpo
 from training.grpo_step import ObjectiveSettings
 from training.huggingface import load_huggingface, save_huggingface
+from training.lessons import cache_name, teaching_flops
 from training.loop import load_checkpoint_model, train
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.rollout import RolloutSettings
 from training.sft import SftSettings, sft
+from training.teacher import forward_flops, resolve_teacher
 from training.tokenizer import load_tokenizer
 from training.tokens import TokenSource
 
@@ -54,21 +58,44 @@ def data_order(run: Run) -> DataOrder:
     return DataOrder(phase_schedule(run), sources, run.recipe.final.sequence_tokens)
 
 
+def distillation(run: Run) -> dict[str, Distillation]:
+    """The teachers of the final training's phases.
+
+    Their caches lie outside the stage's folder, which is emptied when its settings change: what a teacher said
+    about a document is not asked again.
+    """
+    final, found = run.recipe.final, {}
+    for phase in final.phases:
+        if phase.distill is not None:
+            settings = Distillation(
+                **phase.distill.model_dump(),
+                tokenizer=str(run.path("tokenizer", "model")),
+                seed=final.seed,
+            )
+            if settings.cache != "none":
+                name = cache_name(settings, final.sequence_tokens, model_config(run.recipe).vocab_size)
+                settings = replace(settings, cache_folder=str(run.path("teacher_cache", name)))
+            found[phase.name] = settings
+    return found
+
+
 def _pretrain(run: Run) -> Spent:
     final = run.recipe.final
     order = data_order(run)
+    lessons = distillation(run)
     with one_thread():
         result = train(
             model_config(run.recipe),
             order,
-            train_settings(final, final.tokens, final.seed),
+            replace(train_settings(final, final.tokens, final.seed), distillation=lessons),
             run.path("training", "pretrain"),
             progress_label="pre-training",
         )
     model = load_checkpoint_model(result.final)
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     save_huggingface(model, run.path("training", "pretrain", "model"), tokenizer)
-    return Spent(flops=result.flops, tokens=result.tokens)
+    taught = sum(teaching_flops(order, phase, each, order.sequences) for phase, each in lessons.items())
+    return Spent(flops=result.flops + taught, tokens=result.tokens)
 
 
 def held_out_sums(count: int, seed: int) -> list[dict[str, Any]]:
@@ -201,9 +228,19 @@ def logits_difference(folder: Path) -> float:
 
 
 def _final_estimate(recipe: Recipe) -> Spent:
+    """Training, and the teachers' forward passes; of a cached teacher the phase's tokens, read once or less."""
     final: FinalSettings = recipe.final
     tokens = total_steps(final, final.tokens) * final.sequence_tokens * final.batch_sequences
-    return Spent(flops=tokens * model_config(recipe).flops_per_token(final.sequence_tokens), tokens=tokens)
+    flops = tokens * model_config(recipe).flops_per_token(final.sequence_tokens)
+    for phase in final.phases:
+        if phase.distill is not None:
+            context = phase.distill.context if phase.distill.cache != "none" else None
+            flops += (
+                phase.share
+                * tokens
+                * forward_flops(resolve_teacher(phase.distill.teacher), context or final.sequence_tokens)
+            )
+    return Spent(flops=flops, tokens=tokens)
 
 
 def _sft_estimate(recipe: Recipe) -> Spent:
