@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from curation.workers import Advance, Job, run_jobs
 BATCH_DOCUMENTS = 50_000
 """Documents of whole clusters that are compared as one job; a larger cluster is a batch of its own."""
 CHUNK_DOCUMENTS = 10_000
+FEW_DOCUMENTS = 2_000
+"""Up to so many, the work is done in this process: starting others takes longer."""
 
 _FOUND = pa.schema([("id", pa.string()), ("hash", pa.binary(16)), ("characters", pa.int64())])
 _MEMBERS = pa.schema(
@@ -54,7 +56,7 @@ class NearDuplicateSettings:
 
     exact: bool = True
     fold_case: bool = True
-    minhash: MinhashSettings | None = MinhashSettings()
+    minhash: MinhashSettings | None = field(default_factory=MinhashSettings)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def find_near_duplicates(
     work = _Work(settings, out / ".work", counts)
     _open_work(work, shards, counts_key)
     missing = [shard for shard in shards if not _shard_folder(work, shard).is_dir()]
+    if sum(shard.documents for shard in shards) <= FEW_DOCUMENTS:
+        workers = 0
     run_jobs(
         [Job(f"{s.source} {s.number}", _sign, (work, s)) for s in missing],
         workers=workers,
@@ -124,7 +128,9 @@ def check_near_duplicate_settings(settings: NearDuplicateSettings) -> None:
         )
     for name in ("words", "buckets", "hashes"):
         if getattr(chosen, name) < 1:
-            raise RecipeError(f"MinHash with {getattr(chosen, name)} {name} is impossible", remedy="Give 1 or more")
+            raise RecipeError(
+                f"MinHash with {getattr(chosen, name)} {name} is impossible", remedy="Give 1 or more"
+            )
 
 
 def _open_work(work: _Work, shards: Sequence[Shard], counts_key: Any) -> None:
@@ -211,9 +217,15 @@ def _minhash(
     members = members.join(_batches(members), on="cluster")
     by_shard = {shard.number: shard for shard in shards}
     parts = members.partition_by("shard", as_dict=True)
+    if members.height <= FEW_DOCUMENTS:
+        workers = 0
     run_jobs(
         [
-            Job(f"shingles of shard {shard}", _gather, (work, by_shard[int(str(shard))], part.drop("id", "shard")))
+            Job(
+                f"shingles of shard {shard}",
+                _gather,
+                (work, by_shard[int(str(shard))], part.drop("id", "shard")),
+            )
             for (shard,), part in parts.items()
         ],
         workers=workers,
@@ -263,7 +275,8 @@ def _batches(members: pl.DataFrame) -> pl.DataFrame:
     """`cluster, batch`: whole clusters, about `BATCH_DOCUMENTS` documents to a batch."""
     sizes = members.group_by("cluster").len().sort("cluster")
     return sizes.select(
-        "cluster", ((pl.col("len").cum_sum() - pl.col("len")) // BATCH_DOCUMENTS).cast(pl.UInt32).alias("batch")
+        "cluster",
+        ((pl.col("len").cum_sum() - pl.col("len")) // BATCH_DOCUMENTS).cast(pl.UInt32).alias("batch"),
     )
 
 
@@ -271,7 +284,9 @@ def _gather(argument: tuple[_Work, Shard, pl.DataFrame], advance: Advance) -> No
     """Write the shingles of a shard's candidates, a row group for each batch."""
     work, shard, wanted = argument
     assert work.settings.minhash is not None
-    where = {row: (batch, cluster) for row, cluster, batch in wanted.select("row", "cluster", "batch").iter_rows()}
+    where = {
+        row: (batch, cluster) for row, cluster, batch in wanted.select("row", "cluster", "batch").iter_rows()
+    }
     rows: list[tuple[int, int, int, str, np.ndarray]] = []
     written = 0
 
@@ -315,7 +330,9 @@ def _compare(argument: tuple[_Work, int], advance: Advance) -> list[tuple[str, s
 
 def _resolved(exact: pl.DataFrame, near: pl.DataFrame) -> pl.DataFrame:
     """Both tables as one, in which copies of a near-duplicate name the document that is kept."""
-    ends = near.select(pl.col("dropped").alias("kept_instead"), pl.col("kept_instead").alias("end"), "similarity")
+    ends = near.select(
+        pl.col("dropped").alias("kept_instead"), pl.col("kept_instead").alias("end"), "similarity"
+    )
     joined = exact.join(ends, on="kept_instead", how="left", suffix="_near")
     moved = joined.select(
         "dropped",

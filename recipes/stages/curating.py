@@ -216,9 +216,9 @@ RATERS = Stage(
 REPRESENTATIVE = Stage(
     name="representative",
     folder="representative",
-    needs=("documents", "raters"),
+    needs=("documents", "near_duplicates", "raters"),
     settings=lambda recipe: [
-        recipe.curation.model_dump(exclude={"raters", "labels"}),
+        recipe.curation.model_dump(exclude={"raters", "labels", "near_duplicates"}),
         recipe.capabilities_of,
         recipe.probes.test_share,
         recipe.seed,
