@@ -113,7 +113,9 @@ def pilot_sample(ids: Iterable[str], size: int, seed: int) -> list[str]:
     True
     """
     if size < 1:
-        raise RecipeError(f"A pilot of {size} documents says nothing", remedy="Give 1 or more; 2,000 is usual")
+        raise RecipeError(
+            f"A pilot of {size} documents says nothing", remedy="Give 1 or more; 2,000 is usual"
+        )
     keyed = ((hashlib.sha256(f"pilot\0{seed}\0{name}".encode()).digest(), name) for name in ids)
     return [name for _, name in heapq.nsmallest(size, keyed)]
 
@@ -125,6 +127,8 @@ def plan_budget(
     *,
     available: int | None = None,
     at_least: bool = False,
+    pilot: int | None = None,
+    whole: bool = False,
     costs: Sequence[Cost] = (),
     level: float = 0.9,
     seed: int = 0,
@@ -133,6 +137,7 @@ def plan_budget(
 
     cuts      : in order, from a pilot that is a uniform sample of the source
     available : documents of the source; `at_least` when it may have more
+    pilot     : its documents, if not what reached the first cut; `whole` when it is all of the source
     level     : of all intervals
 
     Raises RecipeError for impossible numbers, DataError for a pilot without documents or cuts that do not fit.
@@ -156,7 +161,7 @@ def plan_budget(
         source=source,
         target=target,
         level=level,
-        pilot=cuts[0].reached,
+        pilot=cuts[0].reached if pilot is None else pilot,
         rates=rates,
         needed=None if needed is None else math.ceil(needed),
         low=math.ceil(low),
@@ -169,19 +174,25 @@ def plan_budget(
         verdict=verdict,
         seconds=seconds,
         flops=flops,
-        notes=_notes(source, cuts, target, available, at_least, verdict, needed, (expected, expected_low, expected_high)),
+        notes=_notes(
+            source, cuts, target, available, whole, verdict, (expected, expected_low, expected_high)
+        ),
     )
 
 
 def _check(source: str, cuts: Sequence[Cut], target: int, available: int | None, level: float) -> None:
     if target < 1:
-        raise RecipeError(f"{target} documents are no target", remedy="Give 1 or more; the paper ends with 10,000")
+        raise RecipeError(
+            f"{target} documents are no target", remedy="Give 1 or more; the paper ends with 10,000"
+        )
     if not 0 < level < 1:
         raise RecipeError(f"The level of the intervals is {level}", remedy="Give a share such as 0.9")
     if available is not None and available < 0:
         raise RecipeError(f"{available} documents cannot be available", where=f"source {source}")
     if not cuts or cuts[0].reached < 1:
-        raise DataError("The pilot has no documents", where=f"source {source}", remedy="Read some of the source first")
+        raise DataError(
+            "The pilot has no documents", where=f"source {source}", remedy="Read some of the source first"
+        )
     for cut in cuts:
         if not 0 <= cut.passed <= cut.reached:
             raise DataError(
@@ -189,7 +200,9 @@ def _check(source: str, cuts: Sequence[Cut], target: int, available: int | None,
                 where=f"source {source}",
             )
         if cut.share is not None and not 0 < cut.share <= 1:
-            raise RecipeError(f"The cut `{cut.name}` keeps a share of {cut.share}", remedy="Give a share above 0")
+            raise RecipeError(
+                f"The cut `{cut.name}` keeps a share of {cut.share}", remedy="Give a share above 0"
+            )
 
 
 def _draws(cut: Cut, generator: np.random.Generator) -> np.ndarray:
@@ -269,16 +282,17 @@ def _notes(
     cuts: Sequence[Cut],
     target: int,
     available: int | None,
-    at_least: bool,
+    whole: bool,
     verdict: Verdict,
-    needed: float | None,
     expected: tuple[float | None, float | None, float | None],
 ) -> tuple[str, ...]:
     notes = []
     value, low, high = expected
     if verdict == "not enough":
         about = f"about {value:,.0f} ({low:,.0f} to {high:,.0f})"
-        notes.append(f"{source} cannot give {target:,} documents: from its {available:,} it would give {about}")
+        notes.append(
+            f"{source} cannot give {target:,} documents: from its {available:,} it would give {about}"
+        )
     for cut in cuts:
         if cut.share is None and cut.reached and not cut.passed:
             notes.append(
@@ -292,6 +306,6 @@ def _notes(
                 f"{cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text has more "
                 "of them, so the number to read is a lower bound"
             )
-    if available is not None and cuts[0].reached >= available and not at_least:
+    if whole:
         notes.append(f"The pilot is the whole of {source}: what it gives is known, not estimated")
     return tuple(notes)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from recipes.cli import app
-from recipes.cli.output import JsonOption, SetOption, print_json, print_table, say
+from recipes.cli.funnel import print_budget, print_funnel
+from recipes.cli.output import JsonOption, SetOption, print_json, say
 from recipes.cli.running import OutOption, RecipeArgument, execute
 
 FilesArgument = Annotated[
@@ -21,20 +22,46 @@ OutFile = Annotated[
 
 
 @app.command()
-def curate(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
-    """Sources to representative sets and probes, with the funnel."""
-    from curation.atomic import read_json
+def curate(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    plan_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--plan-budget",
+            metavar="N",
+            help="Only a pilot: how much of each source must be read to end with N documents.",
+        ),
+    ] = None,
+    pilot: Annotated[int, typer.Option(help="Documents of each source in the pilot.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Sources to representative sets and probes, with the funnel; or, with --plan-budget, what that will take."""
+    if plan_budget is not None:
+        _plan_budget(recipe, out, set_, plan_budget, pilot, as_json)
+        return
+    from recipes.funnel import funnel_of
 
     run = execute(recipe, out, set_, goal="probes")
-    rows: dict[str, dict[str, object]] = {}
-    for count in read_json(run.path("representative", "funnel.json")):
-        rows.setdefault(count["source"], {"source": count["source"]})[count["stage"]] = count["documents"]
-    stages = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
-    table = [{stage: row.get(stage, 0) for stage in ("source", *stages)} for row in rows.values()]
-    headings = ("Source", "Read", "Edu.", "Reason.", "Domain", "Dedup.", "Repr.")
-    print_table(
-        "Documents left after each step", table, dict(zip(("source", *stages), headings, strict=True))
-    )
+    rows = funnel_of(run.folder)
+    if as_json:
+        print_json(rows)
+        return
+    print_funnel(rows)
+
+
+def _plan_budget(
+    recipe: str, out: Path | None, overrides: list[str] | None, target: int, pilot: int, as_json: bool
+) -> None:
+    from recipes.budget import plan_recipe_budget
+
+    execute(recipe, out, overrides, goal="near_duplicates")
+    plans = plan_recipe_budget(execute(recipe, out, overrides, goal="raters"), target, pilot)
+    if as_json:
+        print_json([asdict(plan) for plan in plans])
+        return
+    print_budget(plans)
 
 
 @app.command()

@@ -140,7 +140,8 @@ def _model(run: Run, named: str, rater: str) -> str:
     return str(run.path("raters", rater)) if named == "trained" else named
 
 
-def _scorers(run: Run) -> Scorers:
+def scorers(run: Run) -> Scorers:
+    """The models of the cascade that the recipe names, or that the run has trained."""
     curation = run.recipe.curation
     trained_judge = curation.judge.model == "trained"
     judges = {
@@ -165,10 +166,10 @@ def _embed(embedder: str, texts: Any) -> Any:
     return embed(texts, embedder)
 
 
-def _representative(run: Run) -> Spent:
-    recipe, curation = run.recipe, run.recipe.curation
-    documents = {source.name: training_documents(run, source.name) for source in recipe.sources}
-    settings = CascadeSettings(
+def cascade_settings(recipe: Recipe) -> CascadeSettings:
+    """The curation floor's record of the recipe's cuts."""
+    curation = recipe.curation
+    return CascadeSettings(
         educational=parse_rule(curation.educational.rule),
         educational_of={name: parse_rule(rule) for name, rule in curation.educational.per_source.items()},
         reasoning_share=curation.judge.reasoning_share,
@@ -177,11 +178,17 @@ def _representative(run: Run) -> Spent:
         rule=curation.deduplication.rule,
         documents=curation.representative_documents,
     )
+
+
+def _representative(run: Run) -> Spent:
+    recipe = run.recipe
+    documents = {source.name: training_documents(run, source.name) for source in recipe.sources}
+    settings = cascade_settings(recipe)
     with ScoringPool(run.workers) as pool:
         warnings = select_representative(
             documents,
             recipe.capabilities_of,
-            _scorers(run),
+            scorers(run),
             settings,
             scores=run.path("scores"),
             out=run.path("representative"),

@@ -12,7 +12,9 @@ from curation.budget import Cost, Cut, pilot_sample, plan_budget
 from curation.errors import DataError, RecipeError
 
 
-def funnel(rng: np.random.Generator, pilot: int, passing: float, unique: float, shares: tuple[float, float]) -> list[Cut]:
+def funnel(
+    rng: np.random.Generator, pilot: int, passing: float, unique: float, shares: tuple[float, float]
+) -> list[Cut]:
     """What a pilot sees of a source whose true rates are given."""
     taught = int(rng.binomial(pilot, passing))
     reasoned = math.ceil(shares[0] * taught - 1e-9)
@@ -25,7 +27,9 @@ def funnel(rng: np.random.Generator, pilot: int, passing: float, unique: float, 
     ]
 
 
-def read_until(rng: np.random.Generator, target: int, passing: float, unique: float, shares: tuple[float, float]) -> int:
+def read_until(
+    rng: np.random.Generator, target: int, passing: float, unique: float, shares: tuple[float, float]
+) -> int:
     """How many documents are really read, one after another, until `target` are left."""
     chosen = target + int(rng.negative_binomial(target, unique)) if unique < 1 else target
     taught = math.ceil(math.ceil(chosen / shares[1]) / shares[0])
@@ -54,7 +58,11 @@ def test_known_numbers() -> None:
         Cut("reasoning", 500, 50, share=0.1),
         Cut("domain", 50, 5, share=0.1),
     ]
-    costs = [Cost("classifier", "educational", 0.01, 1e9), Cost("judge", "reasoning", 0.1, 1e10), Cost("judge", "domain", 0.1, 1e10)]
+    costs = [
+        Cost("classifier", "educational", 0.01, 1e9),
+        Cost("judge", "reasoning", 0.1, 1e10),
+        Cost("judge", "domain", 0.1, 1e10),
+    ]
     plan = plan_budget("web", cuts, 1_000, available=10_000_000, costs=costs)
     assert plan.needed == 400_000, "1000 / (.25 x .1 x .1)"
     assert plan.low < 400_000 < (plan.high or 0) < 450_000
@@ -89,7 +97,7 @@ def test_nothing_passed() -> None:
 
 
 def test_duplicates_and_a_whole_pilot_are_named() -> None:
-    plan = plan_budget("s", [Cut("deduplicated", 100, 90, duplicates=True)], 50, available=100)
+    plan = plan_budget("s", [Cut("deduplicated", 100, 90, duplicates=True)], 50, available=100, whole=True)
     assert any("lower bound" in note for note in plan.notes)
     assert any("whole of s" in note for note in plan.notes)
 
