@@ -88,15 +88,43 @@ def dedup(
 @app.command()
 def decontaminate(
     files: FilesArgument,
-    against: Annotated[list[Path], typer.Option("--against", help="Benchmark texts; repeatable.")],
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against", help="A benchmark: a file, or owner/name[:subset[:split]] of the hub; repeatable."
+        ),
+    ],
     out: OutFile,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field", help="Field of the benchmark that holds the text; repeatable, `text` when left out."
+        ),
+    ] = None,
+    remove: Annotated[
+        str, typer.Option(help="Documents to leave out: `any` shared run, `half` of an item's, or `none`.")
+    ] = "any",
+    shortest: Annotated[int, typer.Option(help="Words of the shortest item that is searched for.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Drop documents that share 13 words in a row with a benchmark; also writes which and where."""
+    """Drop documents that share 13 words in a row with a benchmark; also writes which, where and how much of it."""
     from curation.decontaminate import decontaminate as drop_overlaps
 
-    report = asdict(drop_overlaps(files, against, out))
+    report = drop_overlaps(
+        files,
+        against,
+        out,
+        fields=fields or ["text"],
+        remove=remove,  # type: ignore[arg-type]  # checked there, with a sentence
+        shortest=shortest,
+    )
     if as_json:
-        print_json({key: str(value) if isinstance(value, Path) else value for key, value in report.items()})
+        print_json(asdict(report))
         return
-    say("  ".join(f"{key}: {value}" for key, value in report.items()))
+    counts = {key: value for key, value in asdict(report).items() if isinstance(value, int)}
+    say("  ".join(f"{key}: {value}" for key, value in counts.items()))
+    for found in report.benchmarks:
+        say(
+            f"  {found.benchmark}: of {found.items} items {found.any_share:.1%} share a run of words with the corpus, "
+            f"{found.half_share:.1%} at least half of theirs; {found.too_short} are too short"
+        )
