@@ -18,11 +18,12 @@ from curation.budget import Cost, Cut, SourceBudget, pilot_sample, plan_budget
 from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
 from curation.documents import Document
 from curation.educational import EducationalRule
-from curation.scoring_pool import ScoringPool
+from curation.scoring.corpus import Corpus
+from curation.scoring.execution import open_runner
 from curation.sources import read_report
 from recipes.pipeline import Run, locked
-from recipes.stages.curating import cascade_settings, scorers
-from recipes.stages.text import training_documents
+from recipes.stages.curating import cascade_settings, execution_of, scorers
+from recipes.stages.text import training_corpus
 
 PILOT_DOCUMENTS = 2_000
 TIMED_DOCUMENTS = 24
@@ -46,10 +47,10 @@ def plan_recipe_budget(
         pl.read_parquet(run.path("near_duplicates", "near_duplicates.parquet"))["dropped"].to_list()
     )
     samples = {
-        source.name: _sample(training_documents(run, source.name), dropped, pilot, recipe.seed)
+        source.name: _sample(training_corpus(run, source.name), dropped, pilot, recipe.seed)
         for source in recipe.sources
     }
-    with locked(run.folder), ScoringPool(run.workers) as pool:
+    with locked(run.folder), open_runner(execution_of(run)) as runner:
         select_representative(
             samples,
             recipe.capabilities_of,
@@ -57,13 +58,14 @@ def plan_recipe_budget(
             settings,
             scores=run.path("scores"),
             out=folder,
-            pool=pool,
+            runner=runner,
         )
     funnel = _funnel(folder)
     unique = {row["source"]: row for row in read_json(run.path("near_duplicates", "report.json"))["sources"]}
     plans = []
     for source in recipe.sources:
-        documents = samples[source.name]
+        sample = samples[source.name]
+        size = len(sample.only) if sample.only is not None else 0
         cuts = pilot_cuts(source.name, unique[source.name], funnel.get(source.name, {}), settings)
         available, at_least = _available(run, source.name, source.kind)
         plans.append(
@@ -73,9 +75,9 @@ def plan_recipe_budget(
                 target,
                 available=available,
                 at_least=at_least,
-                pilot=len(documents),
-                whole=len(documents) < pilot and not at_least,
-                costs=measured_costs(documents, models, recipe.capabilities_of[source.name]),
+                pilot=size,
+                whole=size < pilot and not at_least,
+                costs=measured_costs(_first(sample), models, recipe.capabilities_of[source.name]),
                 level=level,
                 seed=recipe.seed,
             )
@@ -105,7 +107,7 @@ def measured_costs(documents: Sequence[Document], models: Scorers, capabilities:
 
     Measured on the first documents of the pilot, after the model has seen a few of them.
     """
-    some = list(documents[:TIMED_DOCUMENTS])
+    some = list(documents)
     if not some:
         return []
     judge = models.judges[domain_prompt(capabilities)]
@@ -138,9 +140,15 @@ def _flops(scorer: Any, documents: Sequence[Document]) -> float | None:
     return 2.0 * (size / 4) * tokens
 
 
-def _sample(documents: Sequence[Document], dropped: set[str], size: int, seed: int) -> list[Document]:
-    by_id = {document.id: document for document in documents if document.id not in dropped}
-    return [by_id[name] for name in pilot_sample(by_id, size, seed)]
+def _sample(corpus: Corpus, dropped: set[str], size: int, seed: int) -> Corpus:
+    ids = [name for name in corpus.listing()["id"].to_list() if name not in dropped]
+    return replace(corpus, only=pl.Series("id", pilot_sample(ids, size, seed), dtype=pl.String))
+
+
+def _first(corpus: Corpus) -> list[Document]:
+    """The documents whose scoring is timed."""
+    ids = corpus.only.head(TIMED_DOCUMENTS).to_list() if corpus.only is not None else []
+    return [Document(name, text, corpus.source) for name, text in zip(ids, corpus.texts(ids), strict=True)]
 
 
 def _share(rule: EducationalRule) -> float | None:

@@ -12,7 +12,7 @@ from curation.errors import DataError
 def funnel_of(run: Path) -> list[dict[str, Any]]:
     """Rows `source, stage, documents, tokens, share, of_read` in the order of the steps.
 
-    tokens  : None where the cascade did not count them
+    tokens  : None where the cascade did not count them, as in runs of earlier versions
     share   : of the documents of the step before; None at the first step and behind an empty one
     of_read : of the source's first step
 

@@ -10,12 +10,12 @@ from recipes.cli.output import print_table, say
 
 STEPS = {
     "read": "read",
-    "near_duplicates": "without copies",
-    "unique": "without copies",
+    "exact": "exact copies out",
+    "minhash": "near copies out",
     "educational": "educational",
     "reasoning": "reasoning",
     "domain": "domain",
-    "deduplicated": "without paraphrases",
+    "deduplicated": "paraphrases out",
     "representative": "representative",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import polars as pl
+
 from curation.ask_llm import AskLLM
 from curation.atomic import write_json
 from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
@@ -14,11 +16,13 @@ from curation.embedding import embed, train_lsa_embedder
 from curation.judge_prompt import load_prompt
 from curation.labels import LabelledExample, LabelRule, balanced, label_counts, label_documents
 from curation.raters import RaterSettings, train_classifier, train_judge
-from curation.scoring_pool import ScoringPool
+from curation.scoring.execution import Execution
+from curation.scoring.runners import open_runner
+from curation.sizes import TokenCount
 from curation.workers import Advance, Job, run_jobs
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
-from recipes.stages.text import training_documents
+from recipes.stages.text import training_corpus, training_documents
 
 CLASSIFIER_SCALE = 5.0
 
@@ -166,6 +170,12 @@ def _embed(embedder: str, texts: Any) -> Any:
     return embed(texts, embedder)
 
 
+def execution_of(run: Run) -> Execution:
+    """Where the recipe wants documents to be scored."""
+    settings = run.recipe.executor.model_dump()
+    return Execution(**settings | {"workers": settings["workers"] or run.workers})
+
+
 def cascade_settings(recipe: Recipe) -> CascadeSettings:
     """The curation floor's record of the recipe's cuts."""
     curation = recipe.curation
@@ -182,17 +192,19 @@ def cascade_settings(recipe: Recipe) -> CascadeSettings:
 
 def _representative(run: Run) -> Spent:
     recipe = run.recipe
-    documents = {source.name: training_documents(run, source.name) for source in recipe.sources}
+    corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
     settings = cascade_settings(recipe)
-    with ScoringPool(run.workers) as pool:
+    with open_runner(execution_of(run)) as runner:
         warnings = select_representative(
-            documents,
+            corpora,
             recipe.capabilities_of,
             scorers(run),
             settings,
             scores=run.path("scores"),
             out=run.path("representative"),
-            pool=pool,
+            runner=runner,
+            already_dropped=pl.read_parquet(run.path("near_duplicates", "near_duplicates.parquet")),
+            size=TokenCount(str(run.path("tokenizer", "model"))),
         )
     write_json(run.path("representative", "warnings.json"), warnings)
     return Spent()
@@ -223,7 +235,7 @@ RATERS = Stage(
 REPRESENTATIVE = Stage(
     name="representative",
     folder="representative",
-    needs=("documents", "near_duplicates", "raters"),
+    needs=("documents", "tokenizer", "near_duplicates", "raters"),
     settings=lambda recipe: [
         recipe.curation.model_dump(exclude={"raters", "labels", "near_duplicates"}),
         recipe.capabilities_of,
