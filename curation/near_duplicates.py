@@ -37,6 +37,8 @@ BATCH_DOCUMENTS = 50_000
 CHUNK_DOCUMENTS = 10_000
 FEW_DOCUMENTS = 2_000
 """Up to so many, the work is done in this process: starting others takes longer."""
+FEW_SIGNATURES = 200_000
+"""The same for matching signatures, which takes microseconds each."""
 
 _FOUND = pa.schema([("id", pa.string()), ("hash", pa.binary(16)), ("characters", pa.int64())])
 _MEMBERS = pa.schema(
@@ -256,6 +258,8 @@ def _candidates(work: _Work, shards: Sequence[Shard], workers: int) -> pl.DataFr
             (flat / name / file).symlink_to(
                 (_shard_folder(work, shard) / "signatures" / name / file).resolve()
             )
+    if sum(shard.documents for shard in shards) <= FEW_SIGNATURES:
+        workers = 0
     run_jobs(
         [Job(f"bucket {bucket}", _match, (work, bucket)) for bucket in range(settings.buckets)],
         workers=workers,

@@ -19,7 +19,7 @@ from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_rep
 from curation.documents import Document
 from curation.educational import EducationalRule
 from curation.scoring.corpus import Corpus
-from curation.scoring.execution import open_runner
+from curation.scoring.runners import open_runner
 from curation.sources import read_report
 from recipes.pipeline import Run, locked
 from recipes.stages.curating import cascade_settings, execution_of, scorers
