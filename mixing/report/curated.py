@@ -123,14 +123,11 @@ def _near_duplicates(run: Path) -> str:
         least = None if minhash is None else float(minhash["similarity"])
     except UNREADABLE:
         return ""
-    words_of = (
-        ""
-        if least is None
-        else f" and {count(near)} near copies (Jaccard similarity {plain(least, 2)} or more)"
-    )
+    least_said = "" if least is None else f" (Jaccard similarity {plain(least, 2)} or more)"
+    near_said = "" if least is None else f" and {words(near, 'near-duplicate')}{least_said}"
     return (
-        f"Before scoring, {words(exact, 'exact copy') if exact == 1 else f'{count(exact)} exact copies'}{words_of} were "
-        "left out, each with the document that was kept instead in near_duplicates/near_duplicates.parquet."
+        f"Before scoring: {words(exact, 'exact duplicate')}{near_said} left out, each with the "
+        "document that was kept instead in near_duplicates/near_duplicates.parquet."
     )
 
 
