@@ -60,7 +60,7 @@ def _blocks(cuts: list[CutTable], texts: dict[str, str]) -> list[Block]:
     blocks: list[Block] = []
     for cut in cuts:
         above, below = cut.around(AROUND)
-        lowest, highest = (DASH if v is None else plain(v, 3) for v in (cut.last_kept, cut.first_dropped))
+        lowest, highest = (DASH if v is None else plain(v, 4) for v in (cut.last_kept, cut.first_dropped))
         blocks.append(
             Prose(
                 f"{TITLES[cut.name]}: {count(cut.kept)} of {count(cut.table.height)} passed; the lowest {cut.score} "
@@ -78,7 +78,7 @@ def _blocks(cuts: list[CutTable], texts: dict[str, str]) -> list[Block]:
 def _excerpts(rows: pl.DataFrame, texts: dict[str, str], tone: str) -> tuple[Excerpt, ...]:
     return tuple(
         Excerpt(
-            f"{plain(row['value'], 3)}, rank {count(row['rank'])}",
+            f"{plain(row['value'], 4)}, rank {count(row['rank'])}",
             row["id"][:20],
             _short(texts.get(row["id"], "(its text is not in this run's documents)")),
             tone,
