@@ -14,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from curation.budget import Cost, Cut, plan_budget
 from curation.cascade import CascadeSettings, Scorers, select_representative
 from curation.documents import Document, write_documents
 from curation.educational import parse_rule
@@ -21,8 +22,9 @@ from curation.errors import DataError
 from curation.fates import cut_tables, verdicts_of
 from curation.near_duplicates import NearDuplicateSettings, find_near_duplicates
 from mixing.report import write_report
+from recipes.budget import pilot_cuts
 from recipes.cli import app, curating, running  # noqa: F401  (they add their commands)
-from recipes.cli.funnel import print_funnel
+from recipes.cli.funnel import print_budget, print_funnel
 from recipes.funnel import funnel_of
 from recipes.show import find_document
 
@@ -197,6 +199,27 @@ def test_the_funnel_fits_eighty_columns(folder: Path, capsys: pytest.CaptureFixt
     assert max(map(len, lines)) <= 80 and any("alpha" in line for line in lines)
     with pytest.raises(DataError, match="no funnel yet"):
         funnel_of(folder / "documents")
+
+
+def test_the_budget_table_fits_and_says_no(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = CascadeSettings(
+        parse_rule("raw > 4"), {"proofs": parse_rule("top 0.5"), "all": parse_rule("all")}
+    )
+    unique = {"documents": 5_000, "kept": 4_900}
+    counts = {"read": 2_000, "educational": 100, "reasoning": 10, "domain": 1, "deduplicated": 1}
+    cuts = {
+        name: pilot_cuts(name, unique, counts, settings)
+        for name in ("a_source_with_a_long_name", "proofs", "all")
+    }
+    assert [cut.share for cut in cuts["proofs"]] == [None, 0.5, 0.1, 0.1, None]
+    assert [cut.share for cut in cuts["all"]] == [None, 1.0, 0.1, 0.1, None]
+    assert cuts["a_source_with_a_long_name"][1] == Cut("educational", 2_000, 100)
+    costs = [Cost("judge", "reasoning", 0.5, 1e12)]
+    plans = [plan_budget(name, found, available=30_000, costs=costs) for name, found in cuts.items()]
+    print_budget([*plans, plan_budget("empty", [Cut("educational", 10, 0)], available=10)])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "cannot give 10,000" in " ".join(out.split()) and "GPU" in out and "None of the 10" in out
 
 
 def test_a_source_without_survivors_is_shown_too(folder: Path) -> None:
