@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.budget import SourceBudget
-from recipes.cli.output import print_table, say
+from recipes.cli.output import console, print_table
 
 STEPS = {
     "read": "read",
@@ -83,12 +83,17 @@ def print_budget(plans: Sequence[SourceBudget]) -> None:
         for model, spent in plan.seconds.items():
             seconds[model] = seconds.get(model, 0.0) + spent
     for model, spent in seconds.items():
-        say(f"  {model}: {_hours(spent)} of one processor thread, as measured on the pilot")
+        _line(f"  {model}: {_hours(spent)} of one processor thread, as measured on the pilot")
     known = [plan.flops for plan in plans if plan.flops is not None]
     if known:
-        say(f"  about {sum(known):.2g} FLOPs; {_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s")
+        _line(f"  about {sum(known):.2g} FLOPs; {_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s")
     for note in (note for plan in plans for note in plan.notes):
-        say(f"  {note}.")
+        _line(f"  {note}.")
+
+
+def _line(text: str) -> None:
+    """A line of the result, printed in quiet mode too."""
+    console.print(text, markup=False)
 
 
 def compact(value: float | None) -> str:
