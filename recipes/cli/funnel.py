@@ -86,7 +86,9 @@ def print_budget(plans: Sequence[SourceBudget]) -> None:
         _line(f"  {model}: {_hours(spent)} of one processor thread, as measured on the pilot")
     known = [plan.flops for plan in plans if plan.flops is not None]
     if known:
-        _line(f"  about {sum(known):.2g} FLOPs; {_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s")
+        _line(
+            f"  about {sum(known):.2g} FLOPs; {_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s"
+        )
     for note in (note for plan in plans for note in plan.notes):
         _line(f"  {note}.")
 
