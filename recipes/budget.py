@@ -148,7 +148,8 @@ def _sample(corpus: Corpus, dropped: set[str], size: int, seed: int) -> Corpus:
 def _first(corpus: Corpus) -> list[Document]:
     """The documents whose scoring is timed."""
     ids = corpus.only.head(TIMED_DOCUMENTS).to_list() if corpus.only is not None else []
-    return [Document(name, text, corpus.source) for name, text in zip(ids, corpus.texts(ids), strict=True)]
+    texts = corpus.texts(corpus.listing(), ids)
+    return [Document(name, text, corpus.source) for name, text in zip(ids, texts, strict=True)]
 
 
 def _share(rule: EducationalRule) -> float | None:
