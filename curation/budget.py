@@ -303,7 +303,7 @@ def _notes(
             notes.append(f"No document of {source} reached the cut `{cut.name}`, so its rate is not known")
         if cut.duplicates and cut.passed < cut.reached:
             notes.append(
-                f"{cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text has more "
+                f"{source}: {cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text has more "
                 "of them, so the number to read is a lower bound"
             )
     if whole:
