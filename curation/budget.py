@@ -303,8 +303,8 @@ def _notes(
             notes.append(f"No document of {source} reached the cut `{cut.name}`, so its rate is not known")
         if cut.duplicates and cut.passed < cut.reached:
             notes.append(
-                f"{source}: {cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text has "
-                "more of them, so the number to read is a lower bound"
+                f"{source}: {cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text "
+                "has more of them, so the number to read is a lower bound"
             )
     if whole:
         notes.append(f"The pilot is the whole of {source}: what it gives is known, not estimated")
