@@ -1,207 +1,106 @@
-"""Decontamination: which documents share runs of words with reference texts, such as a benchmark's questions.
+"""Decontamination: which documents hold text of a benchmark, which items are contaminated, and how to be rid of them.
 
-The rule is that of GPT-3 (Brown et al. 2020, appendix C): texts are compared as lower-case words without
-punctuation, and a document is contaminated when it shares a run of 13 words with a reference. A reference of
-8 to 12 words must occur whole; a shorter one cannot be told from common phrases and is not searched for.
-Where we differ: GPT-3 cut 200 characters around a hit out of the document, here the document is dropped, and
-the share of the reference that was found says how bad it is.
-
-The references' n-grams are held as sorted 64-bit hashes (8 bytes, and 8 for the place), and every hit is
-compared word by word, so a hash collision is never reported.
+The rule and the normalisation are those of `curation.overlap_index`. An item is *touched* when any of its runs of 13
+words occurs in the corpus, and *half known* when at least half of them do, in whatever documents. Only the items
+are held in memory; the corpus is a stream.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.atomic import replacing
+from curation.benchmark import read_benchmark
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
+from curation.overlap_index import (
+    SHORTEST_REFERENCE,
+    WORDS,
+    Overlap,
+    ReferenceIndex,
+    overlaps,
+    words_of,
+)
 from curation.progress import progress
-from curation.readers import extension_of, read_file, read_files
+from curation.readers import extension_of, read_file
 from curation.records import ReadCounts
 from curation.writers import write_file
 
-WORDS = 13
-SHORTEST_REFERENCE = 8
+__all__ = ["Overlap", "ReferenceIndex", "decontaminate", "overlaps", "words_of"]
 
-_WORD = re.compile(r"\w+")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+Remove = Literal["any", "half", "none"]
+HALF = 0.5
 
 OVERLAP_SCHEMA = pa.schema(
     [
         pa.field("document", pa.string(), nullable=False),
-        pa.field("reference", pa.string(), nullable=False),
+        pa.field("benchmark", pa.string(), nullable=False),
+        pa.field("item", pa.string(), nullable=False),
         pa.field("share", pa.float64(), nullable=False),
         pa.field("ngram", pa.string(), nullable=False),
+    ]
+)
+ITEM_SCHEMA = pa.schema(
+    [
+        pa.field("benchmark", pa.string(), nullable=False),
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("share", pa.float64(), nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
     ]
 )
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """A document that shares words with a reference.
+class BenchmarkOverlap:
+    """How much of a benchmark a corpus holds.
 
-    share : of the reference's n-grams, how many the document holds, above 0 to 1
-    ngram : the first shared run of words, as compared (lower case, without punctuation)
+    items     : searched for; `too_short` more were not
+    any_match : items of which some run of words occurs in the corpus
+    half_match : items of which at least half do
     """
 
-    document_id: str
-    reference_id: str
-    share: float
-    ngram: str
+    benchmark: str
+    items: int
+    too_short: int
+    any_match: int
+    half_match: int
+
+    @property
+    def any_share(self) -> float:
+        """Of the items that were searched for."""
+        return self.any_match / self.items if self.items else 0.0
+
+    @property
+    def half_share(self) -> float:
+        """Of the items that were searched for."""
+        return self.half_match / self.items if self.items else 0.0
 
 
 @dataclass(frozen=True)
 class DecontaminationReport:
-    """What `decontaminate` did: documents read, kept, dropped and broken; references; and those too short."""
+    """What `decontaminate` did: documents read, kept, dropped, broken and empty; items, and those too short.
+
+    overlapping : documents that share any run of words with an item, whether or not they were dropped
+    """
 
     read: int
     kept: int
     dropped: int
     broken: int
     empty: int
+    overlapping: int
     references: int
     references_too_short: int
-
-
-def overlaps(
-    documents: Iterable[Document],
-    against: Iterable[Document],
-    *,
-    words: int = WORDS,
-    least_share: float = 0.0,
-) -> list[Overlap]:
-    """All pairs of a document and a reference that share a run of `words` words, in the documents' order.
-
-    least_share : leave out pairs that share less of the reference; 0 is GPT-3's rule. Texts made from a few
-                  templates share runs without one being a copy of the other.
-
-    Memory is that of the references; the documents may be a stream. Raises RecipeError for `words` below 8.
-    """
-    index = ReferenceIndex(against, words=words, least_share=least_share)
-    return [overlap for document in documents for overlap in index.overlaps(document)]
-
-
-def words_of(text: str) -> list[str]:
-    """The words that are compared: runs of letters, digits and `_`, without regard to case.
-
-    A script without spaces between words, such as Chinese, gives whole phrases; runs of 13 of these are rare,
-    so for such text this finds only long copies.
-
-    >>> words_of("Don't panic: it's 42!")
-    ['don', 't', 'panic', 'it', 's', '42']
-    """
-    return _WORD.findall(text.casefold())
-
-
-class ReferenceIndex:
-    """The runs of words of reference texts, to look documents up in.
-
-    too_short : ids of the references of fewer than 8 words, which are not searched for
-    """
-
-    def __init__(
-        self, references: Iterable[Document], *, words: int = WORDS, least_share: float = 0.0
-    ) -> None:
-        if words < SHORTEST_REFERENCE:
-            raise RecipeError(
-                f"Runs of {words} words are shared by texts that have nothing to do with each other",
-                where="words",
-                remedy=f"Choose at least {SHORTEST_REFERENCE}; 13 is usual",
-            )
-        self.too_short: list[str] = []
-        self._least_share = least_share
-        self._ids: list[str] = []
-        self._texts: list[np.ndarray] = []
-        # A number for each word of a reference, from 1; equal numbers are equal words.
-        self._numbers: dict[str, int] = {}
-        for reference in references:
-            found = words_of(reference.text)
-            if len(found) < SHORTEST_REFERENCE:
-                self.too_short.append(reference.id)
-                continue
-            self._ids.append(reference.id)
-            numbers = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in found]
-            self._texts.append(np.array(numbers, np.uint32))
-        sizes = sorted({min(len(text), words) for text in self._texts})
-        self._tables = {size: _table(self._texts, size, words) for size in sizes}
-
-    def overlaps(self, document: Document) -> list[Overlap]:
-        """The references that this document shares words with, in the references' order."""
-        found = words_of(document.text)
-        # Words that no reference has are 0, and no run that holds one can match.
-        text = np.fromiter((self._numbers.get(word, 0) for word in found), np.uint32, len(found))
-        shared: dict[int, set[int]] = {}
-        first: dict[int, str] = {}
-        for size, table in self._tables.items():
-            for at, reference, start in self._matches(text, table, size):
-                shared.setdefault(reference, set()).add(start)
-                first.setdefault(reference, " ".join(found[at : at + size]))
-        result = []
-        for reference in sorted(shared):
-            runs = len(self._texts[reference]) - len(first[reference].split(" ")) + 1
-            share = len(shared[reference]) / runs
-            if share >= self._least_share:
-                result.append(Overlap(document.id, self._ids[reference], share, first[reference]))
-        return result
-
-    def _matches(self, text: np.ndarray, table: _Table, size: int) -> Iterator[tuple[int, int, int]]:
-        """Place in the document, number of the reference, and place in it, of each shared run of words."""
-        hashes, known = _run_hashes(text, size)
-        # Each different run once: a document that repeats itself does not search again and again.
-        values, places = np.unique(hashes[known], return_index=True)
-        positions = np.flatnonzero(known)[places]
-        left = np.searchsorted(table.hashes, values, "left")
-        right = np.searchsorted(table.hashes, values, "right")
-        hits = np.flatnonzero(right > left)
-        for hit in sorted(hits.tolist(), key=lambda hit: int(positions[hit])):
-            at = int(positions[hit])
-            run = text[at : at + size]
-            for entry in range(int(left[hit]), int(right[hit])):
-                reference, start = int(table.references[entry]), int(table.starts[entry])
-                if np.array_equal(self._texts[reference][start : start + size], run):
-                    yield at, reference, start
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Runs of one size: sorted hashes, and beside each whose run it is and where it starts."""
-
-    hashes: np.ndarray
-    references: np.ndarray
-    starts: np.ndarray
-
-
-def _table(texts: Sequence[np.ndarray], size: int, words: int) -> _Table:
-    """The runs of those texts that are searched for by runs of `size` words."""
-    chosen = [number for number, text in enumerate(texts) if min(len(text), words) == size]
-    hashes = np.concatenate([_run_hashes(texts[number], size)[0] for number in chosen])
-    counts = [len(texts[number]) - size + 1 for number in chosen]
-    order = np.argsort(hashes, kind="stable")
-    references = np.repeat(np.array(chosen, np.int32), counts)
-    starts = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-    return _Table(hashes[order], references[order], starts[order])
-
-
-def _run_hashes(text: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """64-bit hashes of the runs of `size` numbers, and which of the runs hold no 0."""
-    runs = max(len(text) - size + 1, 0)
-    hashes = np.zeros(runs, np.uint64)
-    known = np.ones(runs, bool)
-    for offset in range(size if runs else 0):
-        part = text[offset : offset + runs]
-        known &= part > 0
-        hashes = (hashes ^ part) * _FACTOR  # wraps at 2**64, as a hash may
-        hashes ^= hashes >> np.uint64(29)
-    return hashes, known
+    benchmarks: tuple[BenchmarkOverlap, ...]
+    overlaps_table: str
+    items_table: str
 
 
 def decontaminate(
@@ -209,37 +108,73 @@ def decontaminate(
     against: Sequence[Path | str],
     out: Path | str,
     *,
+    fields: Sequence[str] = ("text",),
+    remove: Remove = "any",
     words: int = WORDS,
-    least_share: float = 0.0,
+    shortest: int = SHORTEST_REFERENCE,
     broken_tolerance: float = 0.01,
 ) -> DecontaminationReport:
-    """Write the documents of `files` that share no run of words with those of `against` to `out`.
+    """Search the documents of `files` for the items of the benchmarks `against`, and write what is clean to `out`.
 
-    `out` may be .parquet or .jsonl, .jsonl.gz, .jsonl.zst. Beside it, `<name>.overlaps.parquet` has a row for
-    each overlap: `document, reference, share, ngram`. Raises DataError and RecipeError as `read_file` and
-    `overlaps`, and when no reference is long enough to be searched for.
+    against : local files or datasets of the hub, see `benchmark.read_benchmark`; `fields` are their fields
+    out     : .parquet or .jsonl, .jsonl.gz, .jsonl.zst
+    remove  : `any`: documents that share any run of words are left out; `half`: those that hold at least half of an
+              item's runs; `none`: nothing is, and `out` is not written
+    words, shortest : see `overlap_index.ReferenceIndex`
+
+    Beside `out`, `<name>.overlaps.parquet` has a row for each document and item that share words (`document,
+    benchmark, item, share, ngram`), and `<name>.items.parquet` one for each item that is touched, with the share of
+    its runs that the corpus holds and the number of documents. Raises DataError and RecipeError as `read_file`,
+    `read_benchmark` and `ReferenceIndex`, and when no item is long enough to be searched for.
     """
     out = Path(out)
     extension = extension_of(out)
-    references, _ = read_files(against, broken_tolerance=broken_tolerance)
-    index = ReferenceIndex(references, words=words, least_share=least_share)
-    if len(index.too_short) == len(references):
+    if remove not in get_args(Remove):
+        raise RecipeError(f"`{remove}` does not say what to remove", remedy="Choose any, half or none")
+    items = [item for named in against for item in read_benchmark(named, fields)]
+    index = ReferenceIndex(items, words=words, shortest=shortest)
+    if not len(index):
         raise DataError(
-            f"Each of the {len(references)} references has fewer than {SHORTEST_REFERENCE} words",
+            f"Each of the {len(items)} items has fewer than {shortest} words",
             where=", ".join(map(str, against)),
-            remedy="Give references that hold whole questions",
+            remedy="Give whole questions, or a smaller `shortest` (common phrases will then be found)",
         )
-    search = _Search(index)
-    kept = write_file(out, search.clean(files, broken_tolerance))
-    _write_overlaps(out.with_name(out.name[: -len(extension)] + ".overlaps.parquet"), search.found)
+    search = _Search(index, remove)
+    clean = search.clean(files, broken_tolerance)
+    kept = sum(1 for _ in clean) if remove == "none" else write_file(out, clean)
+    stem = out.name[: -len(extension)]
+    overlaps_table, items_table = (out.with_name(f"{stem}.{name}.parquet") for name in ("overlaps", "items"))
+    _write_overlaps(overlaps_table, search.found)
+    _write_items(items_table, search)
     return DecontaminationReport(
         read=search.read,
         kept=kept,
         dropped=search.dropped,
         broken=search.broken,
         empty=search.empty,
-        references=len(references),
+        overlapping=search.overlapping,
+        references=len(items),
         references_too_short=len(index.too_short),
+        benchmarks=_summary(items, index),
+        overlaps_table=str(overlaps_table),
+        items_table=str(items_table),
+    )
+
+
+def _summary(items: Sequence[Document], index: ReferenceIndex) -> tuple[BenchmarkOverlap, ...]:
+    every = Counter(item.source for item in items)
+    shares: dict[str, list[float]] = {name: [] for name in every}
+    for source, _, share in index.item_shares():
+        shares[source].append(share)
+    return tuple(
+        BenchmarkOverlap(
+            name,
+            len(found),
+            every[name] - len(found),
+            sum(share > 0 for share in found),
+            sum(share >= HALF for share in found),
+        )
+        for name, found in shares.items()
     )
 
 
@@ -248,21 +183,26 @@ class _Search:
     """Passes clean documents on, and remembers what it saw."""
 
     index: ReferenceIndex
+    remove: Remove
     read: int = 0
     broken: int = 0
     empty: int = 0
     dropped: int = 0
+    overlapping: int = 0
     found: list[Overlap] = field(default_factory=list)
 
     def clean(self, files: Sequence[Path | str], broken_tolerance: float) -> Iterator[Document]:
+        least = {"any": 0.0, "half": HALF, "none": float("inf")}[self.remove]
         with progress("decontaminating", total=len(files), unit="files") as task:
             for file in files:
                 counts = ReadCounts()
                 for document in counts.documents(read_file(file)):
-                    overlaps = self.index.overlaps(document)
-                    self.found += overlaps
-                    self.dropped += bool(overlaps)
-                    if not overlaps:
+                    hits = self.index.overlaps(document)
+                    self.found += hits
+                    self.overlapping += bool(hits)
+                    bad = any(hit.share >= least for hit in hits)
+                    self.dropped += bad
+                    if not bad:
                         yield document
                 counts.check(str(file), broken_tolerance)
                 self.read += counts.read
@@ -274,9 +214,21 @@ class _Search:
 def _write_overlaps(path: Path, found: Sequence[Overlap]) -> None:
     columns = {
         "document": [overlap.document_id for overlap in found],
-        "reference": [overlap.reference_id for overlap in found],
+        "benchmark": [overlap.benchmark for overlap in found],
+        "item": [overlap.reference_id for overlap in found],
         "share": [overlap.share for overlap in found],
         "ngram": [overlap.ngram for overlap in found],
     }
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pydict(columns, schema=OVERLAP_SCHEMA), temporary, compression="zstd")
+
+
+def _write_items(path: Path, search: _Search) -> None:
+    documents = Counter((hit.benchmark, hit.reference_id) for hit in search.found)
+    rows = [
+        {"benchmark": source, "item": name, "share": share, "documents": documents[source, name]}
+        for source, name, share in search.index.item_shares()
+        if share > 0
+    ]
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=ITEM_SCHEMA), temporary, compression="zstd")

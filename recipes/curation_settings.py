@@ -140,6 +140,24 @@ class JudgeSettings(Settings):
     """Tokens of a document shown to the judge; longer ones are cut at the end."""
 
 
+class NearDuplicatesSettings(Settings):
+    """Equal and nearly equal texts, across the sources, left out before anything is scored."""
+
+    exact: bool = True
+    """Texts that are equal in Unicode NFC with white space as single spaces."""
+    fold_case: bool = True
+    """Whether equal texts may differ in case."""
+    minhash: bool = True
+    """Nearly equal texts: runs of words in common, found by datatrove's MinHash and then compared exactly."""
+    similarity: float = Field(default=0.7, gt=0.0, le=1.0)
+    """Jaccard similarity of the runs of words from which on the later document is dropped."""
+    words: Count = 5
+    """Words of a run; shorter documents are only compared as wholes."""
+    buckets: Count = 20
+    hashes: Count = 6
+    """Hashes of each bucket: a pair of similarity s is compared with the chance 1 - (1 - s^hashes)^buckets."""
+
+
 class DeduplicationSettings(Settings):
     """Semantic deduplication across the sources; embedder and threshold are unpublished."""
 
@@ -158,6 +176,7 @@ class CurationSettings(Settings):
     """Long documents are cut into pieces of about this many bytes, at natural boundaries."""
     broken_tolerance: Share = 0.01
     """Share of unreadable records of a source above which the run stops."""
+    near_duplicates: NearDuplicatesSettings = NearDuplicatesSettings()
     educational: EducationalSettings = EducationalSettings()
     judge: JudgeSettings
     deduplication: DeduplicationSettings = DeduplicationSettings()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
+from curation.atomic import read_json
+from curation.funnel import STAGES
 from mixing.report.elements import (
     Block,
     Bullets,
@@ -20,8 +22,13 @@ from mixing.report.elements import (
 from mixing.report.gather import UNREADABLE, number
 from mixing.report.numbers import DASH, compact, count, listed, percent, plain, sentence, size, words
 from mixing.report.records import RunFacts
+from mixing.report.thresholds import threshold_blocks
 
-STAGES = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
+STAGE_TITLES = {
+    "exact": "Exact copies out",
+    "minhash": "Near copies out",
+    "deduplicated": "Paraphrases out",
+}
 READ = ("read", "broken", "empty", "duplicates", "not_sampled", "kept")
 READ_TITLES = {"not_sampled": "Beyond the limit", "duplicates": "Exact copies"}
 TOKENS = {
@@ -42,14 +49,14 @@ def funnel_section(facts: RunFacts, run: Path, palette: Palette) -> Section:
         )
     blocks: list[Block] = []
     if facts.funnel:
-        blocks += [Prose(_funnel_lead(facts), "lead"), _funnel_table(facts, palette)]
-        copies = _duplicates(run)
-        if copies:
-            blocks.append(Prose(copies))
+        blocks += [Prose(_funnel_lead(facts), "lead"), _funnel_table(facts, run, palette)]
+        blocks += [Prose(copies) for copies in (_near_duplicates(run), _duplicates(run)) if copies]
+        blocks += threshold_blocks(facts, run, palette)
     if facts.reads:
         blocks.append(_read_table(facts, palette))
     if facts.token_counts:
         blocks.append(_token_table(facts, palette))
+        blocks += _held_out_blocks(run)
     blocks += [Prose(sentence(warning), "warning") for warning in facts.warnings]
     return Section("funnel", title, GROUP, tuple(blocks))
 
@@ -64,31 +71,64 @@ def _funnel_lead(facts: RunFacts) -> str:
     )
 
 
-def _funnel_table(facts: RunFacts, palette: Palette) -> Table:
+def _funnel_table(facts: RunFacts, run: Path, palette: Palette) -> Table:
     counts = {(source, stage): n for source, stage, n in facts.funnel}
+    tokens = _tokens(run)
     stages = [s for s in STAGES if any(k[1] == s for k in counts)]
     stages += sorted({stage for _, stage in counts} - set(stages))
     names = palette.sort({source for source, _ in counts})
     rows = []
     for name in names:
-        rows.append((palette.name_cell(name), *_funnel_cells([counts.get((name, s)) for s in stages])))
+        cells = _funnel_cells(
+            [counts.get((name, s)) for s in stages], [tokens.get((name, s)) for s in stages]
+        )
+        rows.append((palette.name_cell(name), *cells))
     totals = [sum(counts.get((name, s), 0) for name in names) for s in stages]
-    rows.append((Cell("all"), *_funnel_cells(list(totals))))
+    sums = [sum(tokens.get((name, s), 0) for name in names) if tokens else None for s in stages]
+    rows.append((Cell("all"), *_funnel_cells(list(totals), sums)))
+    counted = " · the tokens" if tokens else ""
     return Table(
-        "Documents left after each step, and the share of the step before",
-        (Column("Source", numeric=False), *(Column(s) for s in stages)),
+        f"Documents left after each step; below, the share of the step before{counted}",
+        (Column("Source", numeric=False), *(Column(STAGE_TITLES.get(s, s.capitalize())) for s in stages)),
         tuple(rows),
         total=True,
     )
 
 
-def _funnel_cells(counts: Sequence[int | None]) -> list[Cell]:
+def _tokens(run: Path) -> dict[tuple[str, str], int]:
+    """Tokens by source and stage; empty for runs that did not count them."""
+    try:
+        rows = read_json(run / "representative" / "funnel.json")
+        return {(str(r["source"]), str(r["stage"])): int(r["tokens"]) for r in rows if "tokens" in r}
+    except UNREADABLE:
+        return {}
+
+
+def _funnel_cells(counts: Sequence[int | None], tokens: Sequence[int | None]) -> list[Cell]:
     cells, before = [], None
-    for n in counts:
+    for n, amount in zip(counts, tokens, strict=True):
         share = percent(n / before, 0) if n is not None and before else ""
-        cells.append(Cell(count(n), share))
+        size = "" if amount is None else compact(amount)
+        cells.append(Cell(count(n), " · ".join(part for part in (share, size) if part)))
         before = n if n is not None else before
     return cells
+
+
+def _near_duplicates(run: Path) -> str:
+    """What was dropped as a copy before anything was scored."""
+    try:
+        report = read_json(run / "near_duplicates" / "report.json")
+        exact, near = (sum(int(row[kind]) for row in report["sources"]) for kind in ("exact", "minhash"))
+        minhash = report["settings"]["minhash"]
+        least = None if minhash is None else float(minhash["similarity"])
+    except UNREADABLE:
+        return ""
+    least_said = "" if least is None else f" (Jaccard similarity {plain(least, 2)} or more)"
+    near_said = "" if least is None else f" and {words(near, 'near-duplicate')}{least_said}"
+    return (
+        f"Before scoring: {words(exact, 'exact duplicate')}{near_said} left out, each with the "
+        "document that was kept instead in near_duplicates/near_duplicates.parquet."
+    )
 
 
 def _duplicates(run: Path) -> str:
@@ -148,6 +188,37 @@ def _token_table(facts: RunFacts, palette: Palette) -> Table:
         tuple(rows),
         total=True,
     )
+
+
+def _held_out_blocks(run: Path) -> list[Block]:
+    """How much of the held-out texts is still in what is trained on."""
+    try:
+        rows = read_json(run / "tokens" / "held_out_overlap.json")
+        cells = tuple(
+            (
+                Cell(str(row["set"])),
+                Cell(count(int(row["items"]))),
+                Cell(count(int(row["any"])), percent(row["any"] / row["items"] if row["items"] else None, 1)),
+                Cell(
+                    count(int(row["half"])),
+                    percent(row["half"] / row["items"] if row["items"] else None, 1),
+                    tone="bad" if row["half"] else "",
+                ),
+            )
+            for row in rows
+        )
+    except UNREADABLE:
+        return []
+    columns = (
+        Column("Held-out set", numeric=False),
+        Column("Texts"),
+        Column("Share 13 words with it"),
+        Column("Half of theirs or more"),
+    )
+    caption = (
+        "Held-out texts whose runs of 13 words are in the text that is trained on, after the removal above"
+    )
+    return [Table(caption, columns, cells)]
 
 
 def broken_section(facts: RunFacts, palette: Palette) -> Section:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from recipes.cli import app
-from recipes.cli.output import JsonOption, SetOption, print_json, print_table, say
+from recipes.cli.funnel import print_budget, print_funnel
+from recipes.cli.output import JsonOption, SetOption, print_json, say
 from recipes.cli.running import OutOption, RecipeArgument, execute
 
 FilesArgument = Annotated[
@@ -21,20 +22,46 @@ OutFile = Annotated[
 
 
 @app.command()
-def curate(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
-    """Sources to representative sets and probes, with the funnel."""
-    from curation.atomic import read_json
+def curate(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    plan_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--plan-budget",
+            metavar="N",
+            help="Only a pilot: how much of each source must be read to end with N documents.",
+        ),
+    ] = None,
+    pilot: Annotated[int, typer.Option(help="Documents of each source in the pilot.")] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Sources to representative sets and probes, with the funnel; or, with --plan-budget, what that will take."""
+    if plan_budget is not None:
+        _plan_budget(recipe, out, set_, plan_budget, pilot, as_json)
+        return
+    from recipes.funnel import funnel_of
 
     run = execute(recipe, out, set_, goal="probes")
-    rows: dict[str, dict[str, object]] = {}
-    for count in read_json(run.path("representative", "funnel.json")):
-        rows.setdefault(count["source"], {"source": count["source"]})[count["stage"]] = count["documents"]
-    stages = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
-    table = [{stage: row.get(stage, 0) for stage in ("source", *stages)} for row in rows.values()]
-    headings = ("Source", "Read", "Edu.", "Reason.", "Domain", "Dedup.", "Repr.")
-    print_table(
-        "Documents left after each step", table, dict(zip(("source", *stages), headings, strict=True))
-    )
+    rows = funnel_of(run.folder)
+    if as_json:
+        print_json(rows)
+        return
+    print_funnel(rows)
+
+
+def _plan_budget(
+    recipe: str, out: Path | None, overrides: list[str] | None, target: int, pilot: int, as_json: bool
+) -> None:
+    from recipes.budget import plan_recipe_budget
+
+    execute(recipe, out, overrides, goal="near_duplicates")
+    plans = plan_recipe_budget(execute(recipe, out, overrides, goal="raters"), target, pilot)
+    if as_json:
+        print_json([asdict(plan) for plan in plans])
+        return
+    print_budget(plans)
 
 
 @app.command()
@@ -61,15 +88,43 @@ def dedup(
 @app.command()
 def decontaminate(
     files: FilesArgument,
-    against: Annotated[list[Path], typer.Option("--against", help="Benchmark texts; repeatable.")],
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against", help="A benchmark: a file, or owner/name[:subset[:split]] of the hub; repeatable."
+        ),
+    ],
     out: OutFile,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field", help="Field of the benchmark that holds the text; repeatable, `text` when left out."
+        ),
+    ] = None,
+    remove: Annotated[
+        str, typer.Option(help="Documents to leave out: `any` shared run, `half` of an item's, or `none`.")
+    ] = "any",
+    shortest: Annotated[int, typer.Option(help="Words of the shortest item that is searched for.")] = 8,
     as_json: JsonOption = False,
 ) -> None:
-    """Drop documents that share 13 words in a row with a benchmark; also writes which and where."""
+    """Drop documents that share 13 words in a row with a benchmark; also writes which, where and how much of it."""
     from curation.decontaminate import decontaminate as drop_overlaps
 
-    report = asdict(drop_overlaps(files, against, out))
+    report = drop_overlaps(
+        files,
+        against,
+        out,
+        fields=fields or ["text"],
+        remove=remove,  # type: ignore[arg-type]  # checked there, with a sentence
+        shortest=shortest,
+    )
     if as_json:
-        print_json({key: str(value) if isinstance(value, Path) else value for key, value in report.items()})
+        print_json(asdict(report))
         return
-    say("  ".join(f"{key}: {value}" for key, value in report.items()))
+    counts = {key: value for key, value in asdict(report).items() if isinstance(value, int)}
+    say("  ".join(f"{key}: {value}" for key, value in counts.items()))
+    for found in report.benchmarks:
+        say(
+            f"  {found.benchmark}: of {found.items} items {found.any_share:.1%} share a run of words with the corpus, "
+            f"{found.half_share:.1%} at least half of theirs; {found.too_short} are too short"
+        )

@@ -30,9 +30,13 @@ def say(message: str) -> None:
         console.print(message, markup=False, soft_wrap=False)
 
 
-def print_json(value: Any) -> None:
-    """The result for a program: one JSON value on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False, allow_nan=False) + "\n")
+def print_json(value: Any, *, ascii_only: bool = False) -> None:
+    """The result for a program: one JSON value on standard output.
+
+    ascii_only : for text of documents, in which characters could command the terminal
+    """
+    written = json.dumps(value, indent=2, ensure_ascii=ascii_only, sort_keys=False, allow_nan=False)
+    sys.stdout.write(written + "\n")
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

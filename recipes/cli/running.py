@@ -97,15 +97,17 @@ def show(
     document: Annotated[str, typer.Argument(help="The id of a document, or its first characters.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show one document with every score that a run gave it."""
-    from recipes.show import find_document
+    """Show one document with every score that decided its fate, in order, and its verdict."""
+    from mixing.report.elements import visible
+    from recipes.show import document_lines, find_document
 
     found = find_document(_existing(run), document)
     if as_json:
-        print_json(found)
+        print_json(found, ascii_only=True)
         return
-    for key, value in found.items():
-        console.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    # A text could hold sequences that command the terminal, or turn the direction of what follows.
+    for line in document_lines(found):
+        console.print(visible(line), markup=False, soft_wrap=True)
 
 
 def execute(recipe: str, out: Path | None, overrides: list[str] | None, goal: str | None) -> Run:

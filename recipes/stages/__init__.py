@@ -6,6 +6,7 @@ from recipes.pipeline import Stage
 from recipes.schema import Recipe
 from recipes.stages.curating import RATERS, REPRESENTATIVE
 from recipes.stages.final import GRPO, MODEL, PRETRAIN, SFT
+from recipes.stages.near_duplicates import NEAR_DUPLICATES
 from recipes.stages.probing import PROBES, TEST, TOKENS
 from recipes.stages.proxies import COMPARISON, DOMAIN_MODELS, LEAVE_ONE_OUT, PROXY_RUNS
 from recipes.stages.text import DOCUMENTS, TOKENIZER
@@ -16,6 +17,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         DOCUMENTS,
         TOKENIZER,
+        NEAR_DUPLICATES,
         RATERS,
         REPRESENTATIVE,
         PROBES,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import polars as pl
+
 from curation.ask_llm import AskLLM
 from curation.atomic import write_json
 from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
@@ -142,7 +144,8 @@ def _model(run: Run, named: str, rater: str) -> str:
     return str(run.path("raters", rater)) if named == "trained" else named
 
 
-def _scorers(run: Run) -> Scorers:
+def scorers(run: Run) -> Scorers:
+    """The models of the cascade that the recipe names, or that the run has trained."""
     curation = run.recipe.curation
     trained_judge = curation.judge.model == "trained"
     judges = {
@@ -173,10 +176,10 @@ def execution_of(run: Run) -> Execution:
     return Execution(**settings | {"workers": settings["workers"] or run.workers})
 
 
-def _representative(run: Run) -> Spent:
-    recipe, curation = run.recipe, run.recipe.curation
-    corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
-    settings = CascadeSettings(
+def cascade_settings(recipe: Recipe) -> CascadeSettings:
+    """The curation floor's record of the recipe's cuts."""
+    curation = recipe.curation
+    return CascadeSettings(
         educational=parse_rule(curation.educational.rule),
         educational_of={name: parse_rule(rule) for name, rule in curation.educational.per_source.items()},
         reasoning_share=curation.judge.reasoning_share,
@@ -185,15 +188,22 @@ def _representative(run: Run) -> Spent:
         rule=curation.deduplication.rule,
         documents=curation.representative_documents,
     )
+
+
+def _representative(run: Run) -> Spent:
+    recipe = run.recipe
+    corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
+    settings = cascade_settings(recipe)
     with open_runner(execution_of(run)) as runner:
         warnings = select_representative(
             corpora,
             recipe.capabilities_of,
-            _scorers(run),
+            scorers(run),
             settings,
             scores=run.path("scores"),
             out=run.path("representative"),
             runner=runner,
+            already_dropped=pl.read_parquet(run.path("near_duplicates", "near_duplicates.parquet")),
             size=TokenCount(str(run.path("tokenizer", "model"))),
         )
     write_json(run.path("representative", "warnings.json"), warnings)
@@ -225,9 +235,9 @@ RATERS = Stage(
 REPRESENTATIVE = Stage(
     name="representative",
     folder="representative",
-    needs=("documents", "tokenizer", "raters"),
+    needs=("documents", "tokenizer", "near_duplicates", "raters"),
     settings=lambda recipe: [
-        recipe.curation.model_dump(exclude={"raters", "labels"}),
+        recipe.curation.model_dump(exclude={"raters", "labels", "near_duplicates"}),
         recipe.capabilities_of,
         recipe.probes.test_share,
         recipe.seed,

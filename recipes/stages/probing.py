@@ -6,9 +6,9 @@ import hashlib
 from typing import Any
 
 from curation.atomic import write_json
-from curation.decontaminate import overlaps
 from curation.documents import Document, read_documents
 from curation.errors import DataError
+from curation.overlap_index import ReferenceIndex
 from curation.workers import Advance, Job, run_jobs
 from probes.capability import build_probes, read_probes, without_held_out, write_probes
 from recipes.pipeline import Run, Spent, Stage
@@ -81,7 +81,9 @@ def _tokenize_one(argument: tuple[Run, str], advance: Advance) -> dict[str, Any]
     documents = training_documents(run, source)
     free = list(without_held_out(documents, held_out))
     references = list({d.id: d for found in held_out.values() for d in found}.values())
-    near = {found.document_id for found in overlaps(free, references, least_share=OVERLAP_SHARE)}
+    index = ReferenceIndex(references)
+    touching = [found for document in free for found in index.overlaps(document)]
+    near = {found.document_id for found in touching if found.share >= OVERLAP_SHARE}
     kept = [(document.id, document.text) for document in free if document.id not in near]
     if not kept:
         raise DataError(
@@ -96,12 +98,42 @@ def _tokenize_one(argument: tuple[Run, str], advance: Advance) -> dict[str, Any]
         "documents": len(kept),
         "held_out": len(documents) - len(free),
         "overlapping_held_out_text": len(free) - len(kept),
+        "left": _left_in(index, {found.document_id for found in touching} - near, free),
     }
+
+
+def _left_in(index: ReferenceIndex, touching: set[str], documents: list[Document]) -> dict[str, float]:
+    """Share of each held-out text's runs of words that the documents which stay in training hold; above 0 only."""
+    index.forget()
+    for document in documents:
+        if document.id in touching:
+            index.overlaps(document)
+    return {name: share for _, name, share in index.item_shares() if share > 0}
+
+
+def _overlap_left(run: Run, left: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """For each probe and test set: texts, those that share any run of words with what is trained on, and those of
+    which one source holds at least half."""
+    rows = []
+    for split in ("probes", "test"):
+        for name, documents in read_probes(run.path(split)).items():
+            shares = [max((found.get(d.id, 0.0) for found in left), default=0.0) for d in documents]
+            rows.append(
+                {
+                    "set": f"{split}: {name}",
+                    "items": len(shares),
+                    "any": sum(share > 0 for share in shares),
+                    "half": sum(share >= OVERLAP_SHARE for share in shares),
+                }
+            )
+    return rows
 
 
 def _tokens(run: Run) -> Spent:
     jobs = [Job(source.name, _tokenize_one, (run, source.name)) for source in run.recipe.sources]
     counts = run_jobs(jobs, workers=run.workers, description="tokenizing", unit="sources")
+    left = [count.pop("left") for count in counts]
+    write_json(run.path("tokens", "held_out_overlap.json"), _overlap_left(run, left))
     for count in counts:
         count["tokens"] = TokenSource.open(run.path("tokens", count["source"])).total_tokens
     write_json(run.path("tokens", "counts.json"), counts)
@@ -149,7 +181,7 @@ TOKENS = Stage(
         recipe.seed,
         [source.name for source in recipe.sources],
     ],
-    outputs=("*/tokens-*.bin", "*/shard.json", "counts.json"),
+    outputs=("*/tokens-*.bin", "*/shard.json", "counts.json", "held_out_overlap.json"),
     work=_tokens,
     about="tokenize what is not held out",
     fixed_seconds=8,

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import decontaminate as module
+from curation import overlap_index as module
+from curation.benchmark import read_benchmark
 from curation.decontaminate import Overlap, ReferenceIndex, decontaminate, overlaps, words_of
 from curation.documents import Document, read_documents
 from curation.errors import DataError, RecipeError
+from curation.readers import read_files
 
 
 def doc(name: str, words: list[str] | str) -> Document:
@@ -27,7 +30,7 @@ W = [f"w{i}" for i in range(60)]
 def test_thirteen_words_are_found_and_twelve_are_not() -> None:
     reference = doc("ref", W[:20])
     (found,) = overlaps([doc("d", ["x", *W[3:16], "y"])], [reference])
-    assert found == Overlap("d", "ref", 1 / 8, " ".join(W[3:16]))
+    assert found == Overlap("d", "ref", 1 / 8, " ".join(W[3:16]), "s")
     assert overlaps([doc("d", ["x", *W[3:15], "y", *W[15:20]])], [reference]) == []
 
 
@@ -105,7 +108,14 @@ def test_the_command(tmp_path: Path) -> None:
     assert (report.references, report.references_too_short) == (2, 1)
     assert [d.id for d in read_documents(tmp_path / "clean.parquet")] == ["clean"]
     table = pq.read_table(tmp_path / "clean.overlaps.parquet").to_pylist()
-    assert table == [{"document": "copy", "reference": "q1", "share": 1.0, "ngram": " ".join(W[:13])}]
+    ngram = " ".join(W[:13])
+    assert table == [
+        {"document": "copy", "benchmark": "test.jsonl", "item": "q1", "share": 1.0, "ngram": ngram}
+    ]
+    items = pq.read_table(tmp_path / "clean.items.parquet").to_pylist()
+    assert items == [{"benchmark": "test.jsonl", "item": "q1", "share": 1.0, "documents": 1}]
+    (benchmark,) = report.benchmarks
+    assert (benchmark.items, benchmark.too_short, benchmark.any_match, benchmark.half_match) == (1, 1, 1, 1)
 
 
 def test_what_cannot_be_searched_is_a_sentence(tmp_path: Path) -> None:
@@ -116,3 +126,99 @@ def test_what_cannot_be_searched_is_a_sentence(tmp_path: Path) -> None:
         overlaps([], [], words=5)
     assert words_of("") == []
     assert overlaps([doc("d", "")], [doc("r", W[:20])]) == []
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_shares_of_a_benchmark_by_hand(tmp_path: Path) -> None:
+    """Items of 18, 14, 10 and 2 words; half of the first is known only to two documents together."""
+    other = [f"v{n}" for n in range(40)]
+    bench = write_lines(
+        tmp_path / "bench.jsonl",
+        [
+            {"id": "a", "question": " ".join(W[:18])},
+            {"id": "b", "question": " ".join(other[:14])},
+            {"id": "c", "question": " ".join(other[20:30])},
+            {"id": "d", "question": "Why not?"},
+        ],
+    )
+    corpus = write_lines(
+        tmp_path / "corpus.jsonl",
+        [
+            {"id": "1/odd id\u202e", "text": " ".join(["x", *W[:14], "y"])},  # 2 of a's 6 runs
+            {"id": "2", "text": " ".join(["x", *W[4:18]])},  # 2 others
+            {"id": "3", "text": " ".join(other[:13])},  # 1 of b's 2 runs
+            {"id": "4", "text": " ".join(other[20:29])},  # c without its last word
+            {"id": "5", "text": "Why not?"},
+        ],
+    )
+    half = decontaminate([corpus], [bench], tmp_path / "half.jsonl", fields=["question"], remove="half")
+    assert [d.id for d in read_files([tmp_path / "half.jsonl"])[0]] == ["1/odd id\u202e", "2", "4", "5"]
+    assert (half.read, half.kept, half.dropped, half.overlapping) == (5, 4, 1, 3)
+    (found,) = half.benchmarks
+    assert (found.items, found.too_short, found.any_match, found.half_match) == (3, 1, 2, 2)
+    assert found.any_share == found.half_share == pytest.approx(2 / 3)
+    items = {row["item"]: row for row in pq.read_table(half.items_table).to_pylist()}
+    assert items["a"]["share"] == pytest.approx(4 / 6) and items["a"]["documents"] == 2
+    assert items["b"]["share"] == pytest.approx(1 / 2)
+    every = decontaminate([corpus], [bench], tmp_path / "any.jsonl", fields=["question"])
+    assert (every.kept, every.dropped) == (2, 3)
+    none = decontaminate([corpus], [bench], tmp_path / "none.jsonl", fields=["question"], remove="none")
+    assert (none.kept, none.dropped, none.overlapping) == (5, 0, 3)
+    assert not (tmp_path / "none.jsonl").exists() and Path(none.overlaps_table).is_file()
+    common = decontaminate([corpus], [bench], tmp_path / "2.jsonl", fields=["question"], shortest=2)
+    assert common.benchmarks[0].too_short == 0 and common.benchmarks[0].any_match == 3
+
+
+def test_several_fields_make_one_item(tmp_path: Path) -> None:
+    bench = write_lines(
+        tmp_path / "b.jsonl",
+        [{"q": " ".join(W[:8]), "a": " ".join(W[8:16])}, {"q": " ".join(W[20:40]), "a": None}],
+    )
+    both = read_benchmark(bench, ["q", "a"])
+    assert [(item.id, item.source) for item in both] == [("row 1", "b.jsonl"), ("row 2", "b.jsonl")]
+    assert both[0].text == " ".join(W[:8]) + "\n" + " ".join(W[8:16])
+    assert both[1].text == " ".join(W[20:40])
+
+
+def test_benchmarks_from_parquet_and_from_the_hub(tmp_path: Path) -> None:
+    rows = [{"question": " ".join(W[:20])}, {"question": " ".join(W[20:40])}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    assert [item.id for item in read_benchmark(tmp_path / "b.parquet", ["question"])] == ["row 1", "row 2"]
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write_lines(
+        folder / "test.jsonl", rows
+    )  # what `datasets` loads stands for the hub, which is out of reach
+    assert {item.text for item in read_benchmark(folder, ["question"])} == {row["question"] for row in rows}
+
+
+def test_bad_benchmarks_are_sentences(tmp_path: Path) -> None:
+    bench = write_lines(tmp_path / "b.jsonl", [{"id": "1", "question": " ".join(W[:20])}])
+    corpus = write_lines(tmp_path / "c.jsonl", [{"text": "some text"}])
+    with pytest.raises(DataError, match="no field `text`; it has 'id', 'question'"):
+        decontaminate([corpus], [bench], tmp_path / "o.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="has no items"):
+        decontaminate([corpus], [tmp_path / "empty.jsonl"], tmp_path / "o.jsonl")
+    with pytest.raises(DataError, match="There is no such file"):
+        decontaminate([corpus], [tmp_path / "nowhere.jsonl"], tmp_path / "o.jsonl")
+    with pytest.raises(RecipeError, match="what to remove"):
+        decontaminate([corpus], [bench], tmp_path / "o.jsonl", remove="all")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="No field"):
+        read_benchmark(bench, [])
+    with pytest.raises(RecipeError, match="shortest"):
+        ReferenceIndex([doc("r", W)], shortest=14)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_benchmark(tmp_path, ["question", "answer"][:1] + ["nothing"])
+
+
+def test_what_all_documents_hold_together_can_be_forgotten() -> None:
+    index = ReferenceIndex([doc("r", W[:20])])
+    index.overlaps(doc("d", W[:16]))
+    assert index.item_shares() == [("s", "r", 0.5)]
+    index.forget()
+    assert index.item_shares() == [("s", "r", 0.0)]

@@ -121,7 +121,10 @@ def test_show_gives_every_score_of_a_document(finished: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["id"] == identifier
-    assert any("educational_score" in key for key in found)
+    assert found["verdict"] == "kept"
+    steps = {step["step"]: step for step in found["steps"]}
+    assert steps["educational"]["score"] == "educational_score" and steps["educational"]["passed"]
+    assert steps["representative"]["rank"] == 1 and steps["representative"]["kept"] <= 12
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training.__main__ import main
 from training.launch import read_launch
 from training.loop import load_checkpoint_model
 from training.run_log import read_rows
-from training.tokens import write_tokens
+from training.tokenizing import write_tokens
 
 ROOT = Path(__file__).parents[2]
 

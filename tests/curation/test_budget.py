@@ -1,0 +1,137 @@
+"""The budget planner: its arithmetic by hand, and the coverage of its intervals by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from curation.budget import Cost, Cut, pilot_sample, plan_budget
+from curation.errors import DataError, RecipeError
+
+
+def funnel(
+    rng: np.random.Generator, pilot: int, passing: float, unique: float, shares: tuple[float, float]
+) -> list[Cut]:
+    """What a pilot sees of a source whose true rates are given."""
+    taught = int(rng.binomial(pilot, passing))
+    reasoned = math.ceil(shares[0] * taught - 1e-9)
+    chosen = math.ceil(shares[1] * reasoned - 1e-9)
+    return [
+        Cut("educational", pilot, taught),
+        Cut("reasoning", taught, reasoned, share=shares[0]),
+        Cut("domain", reasoned, chosen, share=shares[1]),
+        Cut("deduplicated", chosen, int(rng.binomial(chosen, unique)), duplicates=True),
+    ]
+
+
+def read_until(
+    rng: np.random.Generator, target: int, passing: float, unique: float, shares: tuple[float, float]
+) -> int:
+    """How many documents are really read, one after another, until `target` are left."""
+    chosen = target + int(rng.negative_binomial(target, unique)) if unique < 1 else target
+    taught = math.ceil(math.ceil(chosen / shares[1]) / shares[0])
+    return taught + int(rng.negative_binomial(taught, passing))
+
+
+@pytest.mark.parametrize("target", [60, 10_000])
+def test_the_interval_covers_what_is_really_needed(target: int) -> None:
+    """300 simulated sources; a right 90 % interval covers 85 to 95 % of them."""
+    rng = np.random.default_rng(target)
+    covered = 0
+    for number in range(300):
+        passing, unique = rng.uniform(0.01, 0.6), rng.uniform(0.7, 0.99)
+        shares = (rng.uniform(0.1, 1.0), rng.uniform(0.3, 1.0))
+        cuts = funnel(rng, 2_000, passing, unique, shares)
+        plan = plan_budget(f"s{number}", cuts, target, seed=number)
+        needed = read_until(rng, target, passing, unique, shares)
+        covered += plan.low <= needed <= (plan.high or math.inf)
+    assert 0.85 <= covered / 300 <= 0.95
+
+
+def test_known_numbers() -> None:
+    cuts = [
+        Cut("near_duplicates", 2_000, 2_000),
+        Cut("educational", 2_000, 500),
+        Cut("reasoning", 500, 50, share=0.1),
+        Cut("domain", 50, 5, share=0.1),
+    ]
+    costs = [
+        Cost("classifier", "educational", 0.01, 1e9),
+        Cost("judge", "reasoning", 0.1, 1e10),
+        Cost("judge", "domain", 0.1, 1e10),
+    ]
+    plan = plan_budget("web", cuts, 1_000, available=10_000_000, costs=costs)
+    assert plan.needed == 400_000, "1000 / (.25 x .1 x .1)"
+    assert plan.low < 400_000 < (plan.high or 0) < 450_000
+    assert plan.verdict == "enough" and plan.expected == pytest.approx(25_000)
+    # 400,000 are classified, 100,000 are asked about reasoning and 10,000 about the domain.
+    assert plan.seconds == pytest.approx({"classifier": 4_000.0, "judge": 11_000.0})
+    assert plan.flops == pytest.approx(400_000 * 1e9 + 110_000 * 1e10)
+    rate = {rate.name: rate for rate in plan.rates}["educational"]
+    exact = binomtest(500, 2_000).proportion_ci(0.9, method="exact")
+    assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_source_that_cannot_give_them_is_told_so() -> None:
+    cuts = [Cut("educational", 1_000, 100), Cut("domain", 100, 10, share=0.1)]
+    plan = plan_budget("wiki", cuts, 10_000, available=30_000)
+    assert plan.verdict == "not enough"
+    assert plan.expected == pytest.approx(300)
+    assert any("wiki cannot give 10,000 documents" in note and "30,000" in note for note in plan.notes)
+    assert plan_budget("wiki", cuts, 10_000, available=30_000, at_least=True).verdict == "unknown"
+    assert plan_budget("wiki", cuts, 300, available=30_000).verdict == "perhaps"
+    assert plan_budget("wiki", cuts, 300).verdict == "unknown"
+
+
+def test_nothing_passed() -> None:
+    cuts = [Cut("educational", 500, 0), Cut("domain", 0, 0, share=0.1), Cut("deduplicated", 0, 0)]
+    plan = plan_budget("proofs", cuts, 100, available=10_000)
+    assert plan.needed is None and plan.high is None and plan.low > 10_000
+    assert plan.verdict == "not enough" and plan.expected == 0
+    assert any("None of the 500" in note for note in plan.notes)
+    assert any("No document of proofs reached the cut `deduplicated`" in note for note in plan.notes)
+    assert plan_budget("proofs", cuts, 1, available=10**7).verdict == "perhaps"
+
+
+def test_duplicates_and_a_whole_pilot_are_named() -> None:
+    plan = plan_budget("s", [Cut("deduplicated", 100, 90, duplicates=True)], 50, available=100, whole=True)
+    assert any("lower bound" in note for note in plan.notes)
+    assert any("whole of s" in note for note in plan.notes)
+
+
+def test_all_that_pass_need_little_more_than_the_target() -> None:
+    plan = plan_budget("s", [Cut("educational", 5_000, 5_000)], 1_000)
+    assert plan.needed == 1_000 and plan.low == 1_000 and 1_000 <= (plan.high or 0) <= 1_010
+
+
+def test_a_pilot_is_uniform_and_the_same_in_any_order() -> None:
+    ids = [f"id {n}\n\u202e" for n in range(2_000)]
+    sample = pilot_sample(ids, 500, 1)
+    assert sample == pilot_sample(reversed(ids), 500, 1) and len(set(sample)) == 500
+    assert sample != pilot_sample(ids, 500, 2)
+    assert pilot_sample(sample, 10_000, 1) == sample, "larger than the source: all of it"
+    low = sum(int(name.split()[1]) < 1_000 for name in sample)
+    assert binomtest(low, 500).pvalue > 1e-4
+    assert pilot_sample([], 5, 0) == []
+
+
+def test_bad_settings() -> None:
+    good = [Cut("a", 10, 5)]
+    for arguments, message in (
+        ({"target": 0}, "no target"),
+        ({"level": 1.0}, "level"),
+        ({"available": -1}, "available"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            plan_budget("s", good, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="pilot of 0"):
+        pilot_sample(["a"], 0, 0)
+    with pytest.raises(RecipeError, match="share of 0"):
+        plan_budget("s", [Cut("a", 1, 1, share=0.0)])
+    with pytest.raises(DataError, match="no documents"):
+        plan_budget("s", [Cut("a", 0, 0)])
+    with pytest.raises(DataError, match="cannot have passed"):
+        plan_budget("s", [Cut("a", 1, 2)])
