@@ -28,7 +28,7 @@ from curation.atomic import hash_folder, hash_value, read_json, replacing, write
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
-from curation.scorer import Scorer
+from curation.scorer import Scorer, column_kind
 from curation.scoring_pool import ScoringPool
 
 CHUNK_DOCUMENTS = 1000
@@ -191,6 +191,8 @@ def _write_part(
 ) -> None:
     for name in scorer.columns:
         column = scores[name]
+        if len(column) == len(documents) and column_kind(name) == "string":
+            continue
         if len(column) != len(documents) or not np.isfinite(column).all():
             bad = int(np.flatnonzero(~np.isfinite(column))[0]) if len(column) == len(documents) else 0
             raise DataError(
@@ -205,7 +207,8 @@ def _write_part(
 
 
 def _schema(columns: tuple[str, ...]) -> pa.Schema:
-    types = [pa.field(name, pa.bool_() if name == "truncated" else pa.float32()) for name in columns]
+    kinds = {"float32": pa.float32(), "bool": pa.bool_(), "string": pa.string()}
+    types = [pa.field(name, kinds[column_kind(name)]) for name in columns]
     return pa.schema([pa.field("id", pa.string()), *types])
 
 
