@@ -150,9 +150,7 @@ class PromptTokens:
         """A space in place of each control token that still came through: what stood around it must not join."""
         if self._control_ids.isdisjoint(row):
             return row
-        return [
-            kept for i in row for kept in (self._gap if i in self._control_ids else [i])
-        ]
+        return [kept for i in row for kept in (self._gap if i in self._control_ids else [i])]
 
     def _broken_up(self, text: str) -> str:
         while True:
