@@ -9,7 +9,6 @@ import numpy as np
 
 from curation.documents import Document
 
-
 _COLUMN_KINDS: dict[str, Literal["bool", "string"]] = {
     "truncated": "bool",
     "bounded": "bool",
