@@ -104,7 +104,9 @@ def split_annotated(examples: Sequence[Annotated], seed: int) -> Split:
         part = "train" if point < 0.8 else "validation" if point < 0.9 else "held_out"
         # A table sorted by its labels would train on one class after the other.
         parts[part].append((_digest(f"order\0{seed}\0{example.id}"), example))
-    ordered = {name: [e for _, e in sorted(part, key=lambda p: (p[0], p[1].id))] for name, part in parts.items()}
+    ordered = {
+        name: [e for _, e in sorted(part, key=lambda p: (p[0], p[1].id))] for name, part in parts.items()
+    }
     total = sum(map(len, ordered.values()))
     if total < LEAST_EXAMPLES or not all(ordered.values()):
         sizes = ", ".join(f"{name} {len(part)}" for name, part in ordered.items())

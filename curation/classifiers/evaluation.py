@@ -13,6 +13,8 @@ import numpy as np
 from curation.agreement import area_under_curve
 
 RESAMPLES = 1000
+# Held in memory at once; beyond it there are fewer resamples, which then hardly differ anyway.
+MOST_WEIGHTS = 10_000_000
 BINS = 10
 
 
@@ -75,9 +77,10 @@ def _thresholds(labels: np.ndarray) -> list[float]:
 
 
 def _weights(count: int, seed: int) -> np.ndarray:
-    """How often each text is in each resample, float64 [RESAMPLES, n]."""
+    """How often each text is in each resample, float64 [resamples, n]."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+    resamples = max(100, min(RESAMPLES, MOST_WEIGHTS // count))
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def _at(
@@ -134,7 +137,15 @@ def _calibration(said: np.ndarray, truth: np.ndarray, unit: str, draws: np.ndarr
         if inside.any():
             edges = [round(low + (high - low) * (index + i) / BINS, 6) for i in (0, 1)]
             means = [round(float(values[inside].mean()), 6) for values in (said, truth)]
-            rows.append({"from": edges[0], "to": edges[1], "texts": int(inside.sum()), "said": means[0], "true": means[1]})
+            rows.append(
+                {
+                    "from": edges[0],
+                    "to": edges[1],
+                    "texts": int(inside.sum()),
+                    "said": means[0],
+                    "true": means[1],
+                }
+            )
 
     def ece(weights: np.ndarray) -> np.ndarray:
         return np.abs(weights @ (member * (said - truth)[:, None])).sum(-1) / len(said)
@@ -153,7 +164,9 @@ def _calibration(said: np.ndarray, truth: np.ndarray, unit: str, draws: np.ndarr
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros_like(np.asarray(below, dtype=float)), where=np.asarray(below) > 0)
+    return np.divide(
+        above, below, out=np.zeros_like(np.asarray(below, dtype=float)), where=np.asarray(below) > 0
+    )
 
 
 def _interval(value: float, spread: np.ndarray) -> dict[str, float]:

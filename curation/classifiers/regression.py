@@ -151,5 +151,8 @@ def _quality(said: np.ndarray, truth: np.ndarray, positive_from: float) -> float
     """F1 of the better side at the best threshold, less the mean squared error where that is equal."""
     positive = truth >= positive_from
     kept = said >= best_threshold(said, positive)
-    f1 = [2 * float((k & p).sum()) / max(1.0, float(k.sum() + p.sum())) for k, p in ((kept, positive), (~kept, ~positive))]
+    f1 = [
+        2 * float((k & p).sum()) / max(1.0, float(k.sum() + p.sum()))
+        for k, p in ((kept, positive), (~kept, ~positive))
+    ]
     return float(np.mean(f1)) - 1e-6 * float(np.square(said - truth).mean())
