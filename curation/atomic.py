@@ -24,6 +24,10 @@ _DISK_REMEDY = {
         "Free some space, or choose another folder with --out; the run continues",
     ),
     errno.EDQUOT: ("The disk quota is used up", "Free some space, or choose another folder with --out"),
+    errno.EFBIG: (
+        "A file would be larger than the system allows",
+        "Raise the limit (ulimit -f), or choose another folder with --out; the run continues",
+    ),
     errno.EROFS: (
         "The folder is on a read-only file system",
         "Choose a folder that can be written with --out",

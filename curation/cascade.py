@@ -1,35 +1,44 @@
 """Hierarchical rejection sampling, MobileLLM-R1 section 5.1.1: corpora down to a representative set of each.
 
-    read -> educational score -> Ask-LLM, reasoning -> Ask-LLM, domain -> deduplication across corpora -> N
+    read (-> exact and MinHash duplicates dropped before) (-> language) -> educational score
+        -> Ask-LLM, reasoning -> Ask-LLM, domain -> deduplication across corpora -> N
 
 Each cut looks at score tables only, which stay beside the corpora: with other thresholds nothing that was scored is
-scored again. Every document that was read has one verdict, in `verdicts.parquet`.
+scored again. Texts are read by the scorers, a unit at a time, and again for the survivors alone; memory grows with
+the number of documents, not with their text. Every document that was read has one verdict, in `verdicts.parquet`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.ask_llm import AskLLM
 from curation.atomic import replacing, write_json
+from curation.classifiers.language import LanguageRule, LanguageScorer, none_passed, passing_language
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
-from curation.educational import EducationalClassifier, EducationalRule, few_passed, passing
-from curation.errors import DataError
-from curation.score_tables import score_source, top_share
-from curation.scoring_pool import ScoringPool
+from curation.educational import EducationalRule, few_passed, passing
+from curation.funnel import audit, funnel_rows
+from curation.judge_scores import judge_notes, judge_scores
+from curation.score_tables import score_files, top_share
+from curation.scorer import Scorer
+from curation.scoring.corpus import Corpus, check_ids, spill
+from curation.scoring.execution import Execution, Runner
+from curation.scoring.runners import open_runner
+from curation.sizes import ByteCount
 from curation.top_up import KeptVectors, top_up
-from curation.verdicts import STAGES, verdict_table
+from curation.verdicts import dropped_before, verdict_table
 
 Embed = Callable[[Sequence[str]], np.ndarray]
+Cuts = dict[str, pl.DataFrame]
+EMBED_DOCUMENTS = 8192
 
 REPRESENTATIVE_SCHEMA = pa.schema(
     [
@@ -51,6 +60,7 @@ class CascadeSettings:
     """The cuts; the defaults are the paper's where it states them.
 
     educational  : rule for every source; `educational_of` has others for single sources
+    language_of  : sources that are cut by language first, which needs `Scorers.language`
     reasoning_share, domain_share : parts of each source that the judge's two cuts keep
     threshold, rule : semantic deduplication; unpublished
     documents    : size of each representative set
@@ -59,6 +69,7 @@ class CascadeSettings:
 
     educational: EducationalRule
     educational_of: Mapping[str, EducationalRule] = field(default_factory=dict)
+    language_of: Mapping[str, LanguageRule] = field(default_factory=dict)
     reasoning_share: float = 0.1
     domain_share: float = 0.1
     threshold: float = 0.9
@@ -71,13 +82,15 @@ class CascadeSettings:
 class Scorers:
     """The models of the cascade: the classifier, and the judge with a prompt for each purpose.
 
+    classifier : with a column `educational_score`: EducationalClassifier, or a classifier of one's own
     judges : by `reasoning`, the capabilities, and `combined` for sources with several capabilities or none
     embed  : texts to float32 [n, dim] with rows of length 1
     """
 
-    classifier: EducationalClassifier
-    judges: Mapping[str, AskLLM]
+    classifier: Scorer
+    judges: Mapping[str, Scorer]
     embed: Embed
+    language: LanguageScorer | None = None
 
 
 def domain_prompt(capabilities: Sequence[str]) -> str:
@@ -90,162 +103,197 @@ def domain_prompt(capabilities: Sequence[str]) -> str:
 
 
 def select_representative(
-    documents: Mapping[str, Sequence[Document]],
+    documents: Mapping[str, Corpus | Sequence[Document]],
     capabilities: Mapping[str, Sequence[str]],
     scorers: Scorers,
     settings: CascadeSettings,
     *,
     scores: Path,
     out: Path,
-    pool: ScoringPool | None = None,
+    runner: Runner | None = None,
+    already_dropped: pl.DataFrame | None = None,
+    size: Scorer | None = None,
 ) -> list[str]:
     """Write the representative set of every source, and return warnings for the user.
 
-    documents    : by source; the order of the sources is their priority when documents duplicate each other
+    documents    : by source, in files or, when they are few, in memory; the order of the sources is their
+        priority when documents duplicate each other
     capabilities : by source
     scores       : folder of the score tables, `<scores>/<source>/<scorer>.parquet`
     out          : gets `<source>.parquet`, `funnel.json`, `duplicates.parquet` and `verdicts.parquet`
+    runner       : where scoring runs, see `scoring.runners.open_runner`; this process when None
+    already_dropped : documents that are not to be scored, `dropped, kept_instead, kind, similarity` with kind
+        `exact` or `minhash`; the funnel then has these two stages after `read`
+    size         : scorer whose one column the funnel sums, `sizes.TokenCount`; by default UTF-8 bytes
 
     Top shares are exact, of the documents that reached the cut, with the id as tie-break. A source that ends with
-    fewer than `documents` keeps all that passed, and a warning says so.
+    fewer than `documents` keeps all that passed, and a warning says so. Raises DataError when one id is in two
+    sources, or when what was kept and dropped is not what was read.
     """
-    _check_ids(documents)
-    warnings: list[str] = []
-    survivors = {
-        source: _judge_source(
-            source,
-            list(found),
-            tuple(capabilities.get(source, ())),
-            scorers,
-            settings,
-            scores / source,
-            warnings,
-            pool,
-        )
-        for source, found in documents.items()
-    }
-    duplicates, kept = _deduplicate(documents, survivors, scorers.embed, settings)
-    counts, verdicts = [], []
-    for source, found in documents.items():
-        cuts = survivors[source]
-        unique = cuts["domain"].filter(~pl.col("id").is_in([d.dropped for d in duplicates]))
-        final = unique.head(settings.documents)
-        missing = min(settings.documents, cuts["domain"].height) - final.height
-        cuts |= {"deduplicated": unique, "representative": final, "added": final.clear()}
-        if settings.top_up and missing:
-            by_id = {document.id: document for document in found}
-            fell = cuts["judged"].filter(~pl.col("id").is_in(cuts["domain"]["id"].to_list()))
-            cuts["added"] = top_up(fell, missing, by_id, scorers.embed, kept)
-            final = pl.concat([final, cuts["added"]])
-        counts += _counts(source, cuts)
-        verdicts.append(verdict_table(source, cuts, duplicates, settings))
-        _write_representative(out / f"{source}.parquet", list(found), final)
-        if final.height < settings.documents:
-            warnings.append(
-                f"{source} has {final.height} representative documents, not {settings.documents}: read more of "
-                "it, or loosen the cuts"
+    if runner is None:
+        with open_runner(Execution()) as here:
+            return select_representative(
+                documents, capabilities, scorers, settings, scores=scores, out=out, runner=here,
+                already_dropped=already_dropped, size=size,
+            )  # fmt: skip
+    with _in_files(documents, scores) as corpora:
+        scoring = _Scoring(corpora, scores, runner)
+        check_ids(scoring.listings)
+        sizes = {source: scoring.table(size or ByteCount(), source) for source in corpora}
+        early = {s: dropped_before(table, already_dropped) for s, table in scoring.listings.items()}
+        warnings: list[str] = []
+        cuts = _judge(scoring, capabilities, scorers, settings, early, warnings)
+        duplicates, kept = _deduplicate(corpora, cuts, scorers.embed, settings)
+        funnel, verdicts = [], []
+        for source, corpus in corpora.items():
+            _choose(cuts[source], corpus, duplicates, scorers.embed, kept, settings)
+            verdicts.append(verdict_table(source, cuts[source], duplicates, early[source], settings))
+            audit(source, cuts[source], verdicts[-1])
+            funnel += funnel_rows(
+                source,
+                cuts[source],
+                sizes[source],
+                early=already_dropped is not None,
+                language=bool(settings.language_of),
             )
+            final = pl.concat([cuts[source]["representative"], cuts[source]["added"]])
+            _write_representative(out / f"{source}.parquet", corpus, final)
+            if final.height < settings.documents:
+                warnings.append(
+                    f"{source} has {final.height} representative documents, not {settings.documents}: read more "
+                    "of it, or loosen the cuts"
+                )
     with replacing(out / "verdicts.parquet") as temporary:
         pl.concat(verdicts).write_parquet(temporary, compression="zstd")
     write_duplicates(out / "duplicates.parquet", duplicates)
-    write_json(out / "funnel.json", counts)
+    write_json(out / "funnel.json", funnel)
     return warnings
 
 
-def _check_ids(documents: Mapping[str, Sequence[Document]]) -> None:
-    """Ids are the keys of every table: one id in two sources would drop a document for another's sake."""
-    owner: dict[str, str] = {}
-    for source, found in documents.items():
-        for document in found:
-            if owner.setdefault(document.id, source) != source:
-                raise DataError(
-                    f"The id `{document.id}` is in two sources, {owner[document.id]} and {source}",
-                    where=source,
-                    remedy="Leave the ids out of the files; then they are made from source and text",
-                )
+@contextmanager
+def _in_files(
+    documents: Mapping[str, Corpus | Sequence[Document]], scores: Path
+) -> Iterator[dict[str, Corpus]]:
+    """Corpora; documents in memory are written to files for the time being."""
+    written: list[Path] = []
+    try:
+        corpora = {}
+        for source, found in documents.items():
+            if not isinstance(found, Corpus):
+                written.append(scores / source / ".documents.parquet")
+                found = spill(found, source, written[-1])
+            corpora[source] = found
+        yield corpora
+    finally:
+        for file in written:
+            file.unlink(missing_ok=True)
 
 
-def _counts(source: str, cuts: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    """The funnel of one source; the last row says how many of its documents came from topping up, if any."""
-    added = cuts["added"].height
-    rows: list[dict[str, Any]] = [
-        {"source": source, "stage": stage, "documents": cuts[stage].height} for stage in STAGES
-    ]
-    if added:
-        rows[-1] |= {"documents": cuts["representative"].height + added, "topped_up": added}
-    return rows
+class _Scoring:
+    """The corpora with their listings, and where they are scored."""
+
+    def __init__(self, corpora: dict[str, Corpus], scores: Path, runner: Runner) -> None:
+        self.corpora, self.scores, self.runner = corpora, scores, runner
+        self.listings = {source: corpus.listing() for source, corpus in corpora.items()}
+
+    def table(self, scorer: Scorer, source: str, wanted: pl.DataFrame | None = None) -> pl.DataFrame:
+        """Scores of the source's documents, or of those whose ids are in `wanted`, sorted by id."""
+        listing = self.listings[source]
+        if wanted is not None:
+            listing = listing.join(wanted, on="id", how="semi")
+        corpus, folder = self.corpora[source], self.scores / source
+        return score_files(corpus, scorer, folder, runner=self.runner, listing=listing)
 
 
-def _judge_source(
-    source: str,
-    documents: list[Document],
-    capabilities: tuple[str, ...],
+def _judge(
+    scoring: _Scoring,
+    capabilities: Mapping[str, Sequence[str]],
     scorers: Scorers,
     settings: CascadeSettings,
-    folder: Path,
+    early: Mapping[str, pl.DataFrame],
     warnings: list[str],
-    pool: ScoringPool | None,
-) -> dict[str, pl.DataFrame]:
-    """The survivors of each cut of one source, with the scores so far; those of `domain` are ranked.
+) -> dict[str, Cuts]:
+    """The survivors of each cut of each source, with the scores so far; those of `domain` are ranked.
 
-    `asked` and `judged` hold all that reached the reasoning and the domain cut, ranked.
+    `asked` and `judged` hold all that reached the reasoning and the domain cut, ranked. One model after another
+    goes over all sources, so that workers load it once.
     """
-    by_id = {document.id: document for document in documents}
+    found: dict[str, Cuts] = {}
+    for source, listing in scoring.listings.items():
+        read, before = listing.select("id"), early[source]
+        exact = read.join(before.filter(kind="exact"), on="id", how="anti")
+        minhash = exact.join(before, on="id", how="anti")
+        found[source] = {"read": read, "exact": exact, "minhash": minhash}
+        found[source] |= _in_language(scoring, source, minhash, scorers, settings)
+        rated = scoring.table(scorers.classifier, source, found[source]["language"])
+        rule = settings.educational_of.get(source, settings.educational)
+        taught = passing(rated, rule)
+        if warning := few_passed(source, taught.height, rated.height, rule):
+            warnings.append(warning)
+        found[source] |= {"rated": rated, "educational": taught}
+    for source, cuts in found.items():
+        judge = scorers.judges["reasoning"]
+        share = settings.reasoning_share
+        cuts["asked"] = _asked(scoring, source, cuts["educational"], judge, "reasoning", share, warnings)
+        cuts["reasoning"] = top_share(cuts["asked"], "reasoning_margin", settings.reasoning_share)
+    prompts = {source: domain_prompt(capabilities.get(source, ())) for source in found}
+    for source in sorted(found, key=prompts.__getitem__):
+        judge, cuts = scorers.judges[prompts[source]], found[source]
+        share = settings.domain_share
+        cuts["judged"] = _asked(scoring, source, cuts["reasoning"], judge, "domain", share, warnings)
+        cuts["domain"] = top_share(cuts["judged"], "domain_margin", settings.domain_share)
+    return found
 
-    def of(table: pl.DataFrame) -> list[Document]:
-        return [by_id[identifier] for identifier in table["id"].to_list()]
 
-    read = score_source(documents, scorers.classifier, folder, pool=pool)
-    rule = settings.educational_of.get(source, settings.educational)
-    taught = passing(read, rule)
-    if warning := few_passed(source, taught.height, read.height, rule):
-        warnings.append(warning)
-    asked = top_share(
-        _asked(taught, of(taught), scorers.judges["reasoning"], "reasoning", folder, pool),
-        "reasoning_margin",
-        1.0,
-    )
-    reasoned = top_share(asked, "reasoning_margin", settings.reasoning_share)
-    judge = scorers.judges[domain_prompt(capabilities)]
-    judged = top_share(_asked(reasoned, of(reasoned), judge, "domain", folder, pool), "domain_margin", 1.0)
-    chosen = top_share(judged, "domain_margin", settings.domain_share)
-    found = {"read": read, "educational": taught, "asked": asked, "reasoning": reasoned}
-    return found | {"judged": judged, "domain": chosen}
+def _in_language(
+    scoring: _Scoring, source: str, reached: pl.DataFrame, scorers: Scorers, settings: CascadeSettings
+) -> Cuts:
+    """`language`, the documents that pass the source's rule, and `spoken`, the scores; all of them without a rule."""
+    rule = settings.language_of.get(source)
+    if rule is None or scorers.language is None:
+        return {"language": reached}
+    spoken = scoring.table(scorers.language, source, reached)
+    passed = passing_language(spoken, rule)
+    if spoken.height and not passed.height:
+        raise none_passed(source, spoken, rule)
+    return {"spoken": spoken, "language": passed.select("id")}
 
 
 def _asked(
+    scoring: _Scoring,
+    source: str,
     table: pl.DataFrame,
-    documents: list[Document],
-    judge: AskLLM,
+    judge: Scorer,
     name: str,
-    folder: Path,
-    pool: ScoringPool | None,
+    share: float,
+    warnings: list[str],
 ) -> pl.DataFrame:
-    """`table` with the judge's margin and calibrated probability as `<name>_margin` and `<name>_p`."""
-    scores = score_source(documents, judge, folder, pool=pool)
+    """`table` ranked, with the judge's margin and calibrated probability as `<name>_margin` and `<name>_p`."""
+    scores = judge_scores(judge, table, share, lambda scorer, ids: scoring.table(scorer, source, ids))
+    warnings += judge_notes(source, scores, judge)
     wanted = scores.select(
         "id", pl.col("margin").alias(f"{name}_margin"), pl.col("p1_calibrated").alias(f"{name}_p")
     )
-    return table.join(wanted, on="id", how="inner")
+    return top_share(table.join(wanted, on="id", how="inner"), f"{name}_margin", 1.0)
 
 
 def _deduplicate(
-    documents: Mapping[str, Sequence[Document]],
-    survivors: Mapping[str, Mapping[str, pl.DataFrame]],
-    embed: Embed,
-    settings: CascadeSettings,
+    corpora: Mapping[str, Corpus], cuts: Mapping[str, Cuts], embed: Embed, settings: CascadeSettings
 ) -> tuple[list[Duplicate], KeptVectors]:
+    """Duplicates among the survivors of all sources; only their texts are read, one source's at a time."""
     chosen: list[Document] = []
     scores: dict[str, float] = {}
-    for source, found in documents.items():
-        table = survivors[source]["domain"]
-        margins = dict(zip(table["id"].to_list(), table["domain_margin"].to_list(), strict=True))
-        chosen += [document for document in found if document.id in margins]
-        scores |= margins
+    blocks = []
+    for source, corpus in corpora.items():
+        table = cuts[source]["domain"].sort("id")
+        scores |= dict(zip(table["id"].to_list(), table["domain_margin"].to_list(), strict=True))
+        texts = corpus.texts(table["id"].to_list())
+        chosen += [Document(name, "", source) for name in table["id"].to_list()]
+        blocks += [embed(texts[i : i + EMBED_DOCUMENTS]) for i in range(0, len(texts), EMBED_DOCUMENTS)]
     if not chosen:
         return [], KeptVectors(np.zeros((0, 0), dtype=np.float32), settings.threshold)
-    priority = {source: place for place, source in enumerate(documents)}
-    vectors = embed([document.text for document in chosen])
+    vectors = np.concatenate(blocks)
+    priority = {source: place for place, source in enumerate(corpora)}
     _, duplicates = deduplicate(
         chosen, vectors, settings.threshold, rule=settings.rule, priority=priority, scores=scores
     )
@@ -254,14 +302,31 @@ def _deduplicate(
     return duplicates, KeptVectors(kept, settings.threshold)
 
 
-def _write_representative(path: Path, documents: list[Document], table: pl.DataFrame) -> None:
-    by_id = {document.id: document for document in documents}
-    rows = []
-    for row in table.iter_rows(named=True):
-        document = by_id[row["id"]]
-        rows.append(row | {"text": document.text, "source": document.source, "url": document.url})
-    columns = {name: [row.get(name) for row in rows] for name in REPRESENTATIVE_SCHEMA.names}
+def _choose(
+    cuts: Cuts,
+    corpus: Corpus,
+    duplicates: Sequence[Duplicate],
+    embed: Embed,
+    kept: KeptVectors,
+    settings: CascadeSettings,
+) -> None:
+    """Add the cuts `deduplicated`, `representative` and `added` (in place of duplicates) of one source."""
+    dropped = pl.DataFrame({"id": [d.dropped for d in duplicates]}, schema={"id": pl.String})
+    unique = cuts["domain"].join(dropped, on="id", how="anti", maintain_order="left")
+    final = unique.head(settings.documents)
+    missing = min(settings.documents, cuts["domain"].height) - final.height
+    cuts |= {"deduplicated": unique, "representative": final, "added": final.clear()}
+    if settings.top_up and missing:
+        fell = cuts["judged"].join(cuts["domain"], on="id", how="anti", maintain_order="left")
+        cuts["added"] = top_up(fell, missing, corpus.texts, embed, kept)
+
+
+def _write_representative(path: Path, corpus: Corpus, table: pl.DataFrame) -> None:
+    texts = corpus.rows(table, ("id", "text", "url"))
+    joined = table.join(texts, on="id", how="left", maintain_order="left")
+    joined = joined.with_columns(pl.lit(corpus.source).alias("source"))
+    missing = [name for name in REPRESENTATIVE_SCHEMA.names if name not in joined.columns]
+    joined = joined.with_columns(pl.lit(None).alias(name) for name in missing)
+    arrow = joined.select(REPRESENTATIVE_SCHEMA.names).to_arrow().cast(REPRESENTATIVE_SCHEMA)
     with replacing(path) as temporary:
-        pq.write_table(
-            pa.Table.from_pydict(columns, schema=REPRESENTATIVE_SCHEMA), temporary, compression="zstd"
-        )
+        pq.write_table(arrow.combine_chunks(), temporary, compression="zstd")

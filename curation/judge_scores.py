@@ -10,47 +10,39 @@ beforehand: it is taken as `SAFETY` times the largest error seen among the docum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 
 from curation.ask_llm import AskLLM
-from curation.documents import Document
-from curation.score_tables import score_source, share_of
+from curation.score_tables import share_of
 from curation.scorer import Scorer
-from curation.scoring_pool import ScoringPool
+
+Score = Callable[[Scorer, pl.DataFrame], pl.DataFrame]
 
 SAFETY = 1.5
 FIRST_RANKS = 32
 MANY = 0.1
 
 
-def judge_scores(
-    documents: Sequence[Document],
-    judge: Scorer,
-    folder: Path | str,
-    share: float,
-    *,
-    pool: ScoringPool | None = None,
-) -> pl.DataFrame:
-    """As `score_source`; of a bfloat16 AskLLM, with float32 scores for all documents near the top `share`.
+def judge_scores(judge: Scorer, wanted: pl.DataFrame, share: float, score: Score) -> pl.DataFrame:
+    """Scores of the documents whose ids are in `wanted`; float32 near the top `share` if the judge is bfloat16.
 
+    score : gives the table of a scorer for the ids of a frame, as `score_files` for one source does
     So the top share by margin is that of the float32 judge, up to the assumption on errors that the module's
-    text states. Both tables stay in `folder`; the float32 one has `-float32` at the end of its name.
+    text states. The float32 scores have a table of their own, with `-float32` at the end of its name.
     """
-    table = score_source(documents, judge, folder, pool=pool)
+    table = score(judge, wanted)
     if not isinstance(judge, AskLLM) or judge.precision == "float32" or not 0 < share < 1 or not table.height:
         return table
     exact = replace(judge, precision="float32", variant="-float32")
-    by_id = {document.id: document for document in documents}
     ranked = table.sort(["margin", "id"], descending=[True, False])
     place = share_of(share, ranked.height)
     cut = ranked["margin"][place - 1]
     near = ranked[max(0, place - FIRST_RANKS) : place + FIRST_RANKS]
     while True:
-        again = score_source([by_id[i] for i in near["id"]], exact, folder, pool=pool)
+        again = score(exact, near.select("id"))
         both = near.join(again.select("id", pl.col("margin").alias("exact")), on="id")
         error = SAFETY * float((both["margin"] - both["exact"]).abs().max())  # type: ignore[arg-type]
         wanted = ranked.filter((pl.col("margin") - cut).abs() <= 2 * error)

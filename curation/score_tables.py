@@ -3,36 +3,77 @@
 A scorer never drops a document. Its table `scores/<source>/<scorer>.parquet` has one row per document id,
 sorted by id, and a fingerprint of the model, the prompt and the settings; thresholds are applied afterwards,
 so they can be changed without scoring again. A table is used again when its fingerprint matches, and only
-documents that it lacks are scored. Work is written in parts of at most `CHUNK_DOCUMENTS`; a killed scoring
-goes on from its parts and ends with the bytes of an undisturbed one, because the parts are a function of the
-set of ids alone.
+documents that it lacks are scored; a table of other settings is set aside, and found again when they come
+back. Work is done in units of at most `UNIT_DOCUMENTS` documents of one file (`curation.scoring`), on one
+machine or many; a scoring that was killed goes on from the parts of its units, and ends with the bytes of an
+undisturbed one, because the units are a function of the files alone.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json, writing_to
+from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json
 from curation.documents import Document
-from curation.errors import DataError, RecipeError
-from curation.progress import progress
-from curation.scorer import Scorer, column_kind
-from curation.scoring_pool import ScoringPool
+from curation.errors import DataError, MachineError, MixwrightError, RecipeError
+from curation.scorer import Scorer
+from curation.scoring import guard
+from curation.scoring.corpus import Corpus, spill
+from curation.scoring.execution import Execution, Runner, Work
+from curation.scoring.parts import part_path, part_schema, read_part, scorer_facts
+from curation.scoring.runners import open_runner
+from curation.scoring.units import UNIT_DOCUMENTS, Unit, plan_units, write_units
 
-CHUNK_DOCUMENTS = 1000
-_KEY = b"mixwright.fingerprint"
+_KEY = "mixwright.fingerprint"
+ROW_GROUP_ROWS = 2**18
+_SENTENCES = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, MixwrightError)}
+
+
+def score_files(
+    corpus: Corpus,
+    scorer: Scorer,
+    folder: Path | str,
+    *,
+    runner: Runner | None = None,
+    listing: pl.DataFrame | None = None,
+    unit_documents: int = UNIT_DOCUMENTS,
+) -> pl.DataFrame:
+    """Score the documents of `corpus` and return `id` and the scorer's columns for exactly these, sorted by id.
+
+    folder  : `scores/<source>`; the table, its JSON and, while it works, hidden part files are written there
+    runner  : see `scoring.runners.open_runner`; this process when None. The bytes do not depend on it
+    listing : the rows of `corpus.listing()` to be scored, where not all are wanted
+
+    The table keeps rows of earlier calls with the same fingerprint. Such a row may differ in its last bits
+    from one scored afresh, since it was padded beside other texts. Raises DataError when two documents share
+    an id, a score is not finite or the scorer fails on a document, MachineError when workers are lost more
+    often than the runner allows; all that was scored is kept.
+    """
+    folder = Path(folder)
+    listing = corpus.listing() if listing is None else listing
+    facts = scorer_facts(scorer, unit_documents)
+    fingerprint = hash_value(facts)
+    known = _known(folder, scorer.name, fingerprint)
+    missing = listing if known is None else listing.join(known, on="id", how="anti")
+    if missing.height or known is None:
+        fresh = _score_missing(missing, corpus, scorer, folder, fingerprint, unit_documents, runner)
+        known = (fresh if known is None else pl.concat([known, fresh])).sort("id")
+        _set_aside(folder, scorer.name, fingerprint)
+        _write_table(folder / f"{scorer.name}.parquet", known, fingerprint)
+    _describe(folder, scorer.name, facts, fingerprint, known)
+    for leftover in (_work(folder, scorer), _parts(folder, scorer, fingerprint)):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return known.join(listing.select("id"), on="id", how="semi").sort("id")
 
 
 def score_source(
@@ -40,48 +81,18 @@ def score_source(
     scorer: Scorer,
     folder: Path | str,
     *,
-    chunk_documents: int = CHUNK_DOCUMENTS,
-    pool: ScoringPool | None = None,
+    runner: Runner | None = None,
+    unit_documents: int = UNIT_DOCUMENTS,
 ) -> pl.DataFrame:
-    """Score `documents` (of one source) and return `id` and the scorer's columns for exactly these, sorted by
-    id.
-
-    folder : `scores/<source>`; the table, its JSON and, while it works, hidden part files are written there
-    pool   : scores parts side by side in worker processes; the bytes do not depend on it
-
-    The table keeps rows of earlier calls with the same fingerprint. Such a row may differ in its last bits
-    from one
-    scored afresh, since it was padded beside other texts. Raises DataError when two documents share an id or
-    a
-    score is not finite.
-    """
+    """`score_files` for documents (of one source) in memory; their order does not matter."""
     folder = Path(folder)
-    path = folder / f"{scorer.name}.parquet"
-    ordered = sorted(documents, key=lambda document: document.id)
-    for first, second in pairwise(ordered):
-        if first.id == second.id:
-            raise DataError(
-                f"Two documents have the id {first.id}",
-                where=first.source,
-                remedy="Give each document its own id",
-            )
-    facts = {"columns": list(scorer.columns), "chunk_documents": chunk_documents, **scorer.fingerprint()}
-    fingerprint = hash_value(facts)
-    known = _read_table(path, fingerprint)
-    scored = set(known["id"].to_list()) if known is not None else set()
-    missing = [document for document in ordered if document.id not in scored]
-    if missing or known is None:
-        fresh = _score_missing(missing, scorer, folder, fingerprint, chunk_documents, pool)
-        known = (fresh if known is None else pl.concat([known, fresh])).sort("id")
-        with replacing(path) as temporary:
-            table = known.to_arrow().cast(_schema(scorer.columns))
-            pq.write_table(table.replace_schema_metadata({_KEY: fingerprint}), temporary, compression="zstd")
-    _describe(folder, scorer.name, facts, fingerprint, known)
-    for parts in sorted(folder.glob(f".{scorer.name}.parts-*")):
-        shutil.rmtree(parts, ignore_errors=True)
-    return known.join(pl.DataFrame({"id": [d.id for d in ordered]}, schema={"id": pl.String}), on="id").sort(
-        "id"
-    )
+    file = folder / f".{scorer.name}.documents.parquet"
+    source = documents[0].source if documents else folder.name
+    try:
+        corpus = spill(documents, source, file)
+        return score_files(corpus, scorer, folder, runner=runner, unit_documents=unit_documents)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def top_share(scores: pl.DataFrame, by: str, share: float, *, within: str | None = None) -> pl.DataFrame:
@@ -151,76 +162,132 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _score_missing(
-    missing: list[Document],
+    missing: pl.DataFrame,
+    corpus: Corpus,
     scorer: Scorer,
     folder: Path,
     fingerprint: str,
-    chunk: int,
-    pool: ScoringPool | None,
+    unit_documents: int,
+    runner: Runner | None,
 ) -> pl.DataFrame:
-    identity = hash_value([fingerprint, [document.id for document in missing]])[:16]
-    parts = folder / f".{scorer.name}.parts-{identity}"
-    with writing_to(parts):
-        parts.mkdir(parents=True, exist_ok=True)
-    chunks = [missing[start : start + chunk] for start in range(0, len(missing), chunk)]
-    files = [parts / f"part-{index:05d}.parquet" for index in range(len(chunks))]
-    todo = [index for index, file in enumerate(files) if not file.exists()]
-    source = missing[0].source if missing else folder.name
-    with progress(f"{scorer.name}: {source}", total=len(missing), unit="documents") as task:
-        task.advance(sum(len(chunks[i]) for i in range(len(chunks)) if i not in set(todo)))
-        for position, scores in _scored(scorer, [chunks[index] for index in todo], pool):
-            index = todo[position]
-            _write_part(files[index], chunks[index], scores, scorer)
-            task.advance(len(chunks[index]))
-    tables = [pq.read_table(file) for file in files]
-    return pl.DataFrame(pa.concat_tables([_schema(scorer.columns).empty_table(), *tables]))
+    """Score what is missing, unit by unit, and return the rows of all units."""
+    from curation.scoring.blocks import KeepSentence, ReadUnits, ScoreBlock
+
+    units = plan_units(missing, corpus.files, corpus.source, fingerprint, unit_documents)
+    parts, work = _parts(folder, scorer, fingerprint), _work(folder, scorer)
+    if runner is None:
+        with open_runner(Execution()) as here:
+            return _score_missing(missing, corpus, scorer, folder, fingerprint, unit_documents, here)
+    todo = _not_done(units, parts, scorer, fingerprint)
+    if todo:
+        tasks = runner.tasks(len(todo))
+        name = f"{scorer.name}: {corpus.source}"
+        listed = hash_value([[unit.name, unit.file] for unit in units])
+        guard.begin(work, {"settings": fingerprint, "input": listed, "tasks": tasks}, name)
+        shutil.rmtree(work / "errors", ignore_errors=True)
+        write_units(work / "units.parquet", todo)
+        pipeline = [
+            ReadUnits(work / "units.parquet", parts),
+            ScoreBlock(scorer, parts, unit_documents=unit_documents, fingerprint=fingerprint),
+            KeepSentence(work / "errors"),
+        ]
+        runner.run(
+            pipeline,
+            Work(
+                name=name,
+                tasks=tasks,
+                logs=work,
+                total=sum(unit.documents for unit in todo),
+                missing=lambda: sum(not part_path(parts, unit.name).is_file() for unit in todo),
+                done=lambda: sum(u.documents for u in todo if part_path(parts, u.name).is_file()),
+                failed=lambda: any((work / "errors").glob("*.json")),
+            ),
+        )
+        _raise_sentence(work / "errors")
+    return _rows(units, parts, scorer, fingerprint, work)
 
 
-def _scored(
-    scorer: Scorer, chunks: list[list[Document]], pool: ScoringPool | None
-) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
-    if pool is not None:
-        yield from pool.score(scorer, chunks)
-        return
-    for position, chunk in enumerate(chunks):
-        yield position, scorer.score(chunk)
+def _not_done(units: Sequence[Unit], parts: Path, scorer: Scorer, fingerprint: str) -> list[Unit]:
+    """Units without a valid part; parts that are damaged are removed."""
+    todo = []
+    for unit in units:
+        if not part_path(parts, unit.name).is_file():
+            todo.append(unit)
+        elif read_part(parts, unit.name, scorer.columns, fingerprint) is None:
+            part_path(parts, unit.name).unlink()
+            todo.append(unit)
+    return todo
 
 
-def _write_part(
-    file: Path, documents: list[Document], scores: Mapping[str, np.ndarray], scorer: Scorer
-) -> None:
-    for name in scorer.columns:
-        column = scores[name]
-        if len(column) == len(documents) and column_kind(name) == "string":
-            continue
-        if len(column) != len(documents) or not np.isfinite(column).all():
-            bad = int(np.flatnonzero(~np.isfinite(column))[0]) if len(column) == len(documents) else 0
-            raise DataError(
-                f"The scorer {scorer.name} gave no finite `{name}` for the document {documents[bad].id}",
-                where=documents[bad].source,
-                remedy="Check the model: its weights may be damaged, or its number format may overflow",
+def _rows(units: Sequence[Unit], parts: Path, scorer: Scorer, fingerprint: str, work: Path) -> pl.DataFrame:
+    tables = [part_schema(scorer.columns).empty_table()]
+    for unit in units:
+        table = read_part(parts, unit.name, scorer.columns, fingerprint)
+        if table is None:
+            raise MachineError(
+                f"The executor has ended, but scores of {scorer.name} for {unit.documents} documents of "
+                f"{unit.source} are missing or damaged",
+                where=unit.file,
+                remedy=f"Look at the logs in {work}, and run again: what was scored is kept",
             )
-    columns: dict[str, Any] = {"id": [document.id for document in documents]}
-    columns.update({name: np.ascontiguousarray(scores[name]) for name in scorer.columns})
-    with replacing(file) as temporary:
-        pq.write_table(pa.Table.from_pydict(columns, schema=_schema(scorer.columns)), temporary)
+        tables.append(table)
+    return pl.DataFrame(pa.concat_tables(tables))
 
 
-def _schema(columns: tuple[str, ...]) -> pa.Schema:
-    kinds = {"float32": pa.float32(), "bool": pa.bool_(), "string": pa.string()}
-    types = [pa.field(name, kinds[column_kind(name)]) for name in columns]
-    return pa.schema([pa.field("id", pa.string()), *types])
+def _raise_sentence(errors: Path) -> None:
+    for file in sorted(errors.glob("*.json")):
+        kind, what, where, remedy = read_json(file)
+        raise _SENTENCES.get(kind, MixwrightError)(what, where=where, remedy=remedy)
 
 
-def _read_table(path: Path, fingerprint: str) -> pl.DataFrame | None:
-    """The table at `path` if it is whole and was made by the same model and settings."""
+def _work(folder: Path, scorer: Scorer) -> Path:
+    return folder / f".{scorer.name}.work"
+
+
+def _parts(folder: Path, scorer: Scorer, fingerprint: str) -> Path:
+    return folder / f".{scorer.name}.parts-{fingerprint[:16]}"
+
+
+def _aside(folder: Path, name: str, fingerprint: str) -> Path:
+    """Where a table waits whose settings are not today's; not `.parquet`, since it is not the table."""
+    return folder / f".{name}-{fingerprint[:16]}.set_aside"
+
+
+def _known(folder: Path, name: str, fingerprint: str) -> pl.DataFrame | None:
+    """The table of the same model and settings, if there is one that is whole."""
+    for path in (folder / f"{name}.parquet", _aside(folder, name, fingerprint)):
+        try:
+            if _fingerprint(path) == fingerprint:
+                table = pl.DataFrame(pq.read_table(path))
+                if path.suffix != ".parquet":
+                    _set_aside(folder, name, fingerprint)
+                    path.replace(folder / f"{name}.parquet")
+                return table
+        except (pa.ArrowException, OSError):
+            continue
+    return None
+
+
+def _set_aside(folder: Path, name: str, fingerprint: str) -> None:
+    """Keep a table of other settings: it may have cost days."""
+    path = folder / f"{name}.parquet"
     try:
-        table = pq.read_table(path)
+        other = _fingerprint(path)
     except (pa.ArrowException, OSError):
-        return None
-    if (table.schema.metadata or {}).get(_KEY) != fingerprint.encode():
-        return None
-    return pl.DataFrame(table)
+        return
+    if other and other != fingerprint:
+        path.replace(_aside(folder, name, other))
+
+
+def _fingerprint(path: Path) -> str:
+    return (pq.read_metadata(path).metadata or {}).get(_KEY.encode(), b"").decode()
+
+
+def _write_table(path: Path, table: pl.DataFrame, fingerprint: str) -> None:
+    with replacing(path) as temporary:
+        table.rechunk().write_parquet(
+            temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS, metadata={_KEY: fingerprint}
+        )
 
 
 def _describe(folder: Path, name: str, facts: dict[str, Any], fingerprint: str, table: pl.DataFrame) -> None:

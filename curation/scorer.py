@@ -9,14 +9,17 @@ import numpy as np
 
 from curation.documents import Document
 
-_COLUMN_KINDS: dict[str, Literal["bool", "string"]] = {
+ColumnKind = Literal["float32", "bool", "int64", "string"]
+_COLUMN_KINDS: dict[str, ColumnKind] = {
     "truncated": "bool",
     "bounded": "bool",
+    "tokens": "int64",
+    "bytes": "int64",
     "language": "string",
 }
 
 
-def column_kind(name: str) -> Literal["float32", "bool", "string"]:
+def column_kind(name: str) -> ColumnKind:
     """What a score column of this name holds, whoever writes it."""
     return _COLUMN_KINDS.get(name, "float32")
 

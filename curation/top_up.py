@@ -4,13 +4,12 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
 from curation.deduplicate import find_duplicates
-from curation.documents import Document
 
 # Embedding a few more than are missing at once costs little; most of them are no duplicates.
 AT_ONCE = 2
@@ -38,7 +37,7 @@ class KeptVectors:
 def top_up(
     ranked: pl.DataFrame,
     missing: int,
-    documents: Mapping[str, Document],
+    texts: Callable[[Sequence[str]], list[str]],
     embed: Callable[[Sequence[str]], np.ndarray],
     kept: KeptVectors,
 ) -> pl.DataFrame:
@@ -46,6 +45,7 @@ def top_up(
     them.
 
     ranked : rows that fell at the domain cut, best first
+    texts  : of given ids
     """
     chosen: list[str] = []
     ids = ranked["id"].to_list()
@@ -53,6 +53,6 @@ def top_up(
     while len(chosen) < missing and start < len(ids):
         batch = ids[start : start + AT_ONCE * (missing - len(chosen))]
         start += len(batch)
-        vectors = embed([documents[name].text for name in batch])
+        vectors = embed(texts(batch))
         chosen += [batch[row] for row in kept.accept(vectors, missing - len(chosen))]
     return ranked.filter(pl.col("id").is_in(chosen))

@@ -8,6 +8,9 @@ in a sentence; what other jobs had finished has already been handed to the calle
 Workers are plain subprocesses that are handed a socket, rather than `multiprocessing`, which would import the
 caller's `__main__` again: a script without `if __name__ == "__main__"`, or a notebook, would start itself
 anew.
+
+`Workers` keeps its processes, with the models that they have loaded, between one list of jobs and the next;
+`run_jobs` is for a single list.
 """
 
 from __future__ import annotations
@@ -78,27 +81,67 @@ def run_jobs(
     Raises the first job's MixwrightError as it is, MachineError when a worker dies, JobFailed on a bug. In
     each case the other workers are stopped first.
     """
-    if workers < 0:
-        raise RecipeError(f"{workers} workers are not possible", where="workers", remedy="Give 1 or more")
-    results: dict[int, Any] = {}
+    with Workers(min(workers, len(jobs))) as pool:
+        return pool.run(jobs, description=description, total=total, unit=unit, on_result=on_result)
 
-    def finished(index: int, result: Any) -> None:
-        results[index] = result
-        if on_result is not None:
-            on_result(jobs[index], result)
 
-    if not jobs:
-        return []
-    with progress(description, total if total is not None else len(jobs), unit) as task:
-        if workers == 0:
-            _run_here(jobs, task, finished, count_jobs=total is None)
-        else:
-            pool = _Pool(jobs, min(workers, len(jobs)), task, finished, count_jobs=total is None)
-            try:
-                pool.run()
-            finally:
-                pool.close()
-    return [results[index] for index in range(len(jobs))]
+class Workers:
+    """`workers` processes, started at the first use and kept until the `with` block ends.
+
+    What a job leaves in module-level caches, such as a loaded model, is there for the next job of its worker.
+    After an error the processes are stopped; the next `run` starts new ones.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 0:
+            raise RecipeError(f"{workers} workers are not possible", where="workers", remedy="Give 1 or more")
+        self.wanted = workers
+        self._alive: list[_Worker] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every process."""
+        for worker in self._alive:
+            worker.stop()
+        self._alive = []
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        description: str = "jobs",
+        total: float | None = None,
+        unit: str = "jobs",
+        on_result: Callable[[Job, Any], None] | None = None,
+        retries: int = 0,
+    ) -> list[Any]:
+        """As `run_jobs`. A job whose worker is lost starts again in a new one, until `retries` attempts in a
+        row were lost without any progress; then MachineError. For jobs that keep what they have done.
+        """
+        results: dict[int, Any] = {}
+
+        def finished(index: int, result: Any) -> None:
+            results[index] = result
+            if on_result is not None:
+                on_result(jobs[index], result)
+
+        if not jobs:
+            return []
+        with progress(description, total if total is not None else len(jobs), unit) as task:
+            if self.wanted == 0:
+                _run_here(jobs, task, finished, count_jobs=total is None)
+            else:
+                try:
+                    _Batch(self._alive, self.wanted, jobs, task, finished, total is None, retries).run()
+                except BaseException:
+                    self.close()
+                    raise
+        return [results[index] for index in range(len(jobs))]
 
 
 def _run_here(
@@ -152,41 +195,40 @@ class _Worker:
         self.process.wait()
 
 
-class _Pool:
+class _Batch:
+    """One list of jobs on its way through the workers; `alive` gains those that are started for it."""
+
     def __init__(
         self,
+        alive: list[_Worker],
+        wanted: int,
         jobs: Sequence[Job],
-        workers: int,
         task: Task,
         finished: Callable[[int, Any], None],
-        *,
         count_jobs: bool,
+        retries: int,
     ) -> None:
-        self.jobs, self.task, self.finished, self.count_jobs = jobs, task, finished, count_jobs
+        self.alive, self.wanted, self.jobs, self.task = alive, min(wanted, len(jobs)), jobs, task
+        self.finished, self.count_jobs, self.retries = finished, count_jobs, retries
         # Pickled before any worker starts: a job that cannot travel is refused before time is spent.
         self.parcels = [_parcel(job) for job in jobs]
-        self.next = 0
-        self.workers: list[_Worker] = []
-        self.wanted = workers
+        self.waiting = list(range(len(jobs)))[::-1]
+        self.lost = [0] * len(jobs)
 
     def run(self) -> None:
-        for _ in range(self.wanted):
-            self.workers.append(_Worker())
-        for worker in self.workers:
+        while len(self.alive) < self.wanted:
+            self.alive.append(_Worker())
+        for worker in self.alive:
             self._give(worker)
-        while busy := {w.connection: w for w in self.workers if w.job is not None}:
+        while busy := {w.connection: w for w in self.alive if w.job is not None}:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
                 self._receive(busy[connection])
 
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.stop()
-
     def _give(self, worker: _Worker) -> None:
         worker.job = None
-        if self.next < len(self.jobs):
-            worker.job, self.next = self.next, self.next + 1
+        if self.waiting:
+            worker.job = self.waiting.pop()
             # A worker that has died is noticed when it is read from.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 worker.connection.send_bytes(self.parcels[worker.job])
@@ -196,8 +238,10 @@ class _Pool:
         try:
             kind, value = worker.connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise _death(self.jobs[worker.job].name, worker.exit_code()) from error
+            self._replace(worker, error)
+            return
         if kind == "progress":
+            self.lost[worker.job] = 0
             if not self.count_jobs:
                 self.task.advance(value)
         elif kind == "result":
@@ -211,6 +255,16 @@ class _Pool:
         else:
             raise JobFailed(f"{self.jobs[worker.job].name} failed in its worker:\n{value}")
 
+    def _replace(self, worker: _Worker, error: Exception) -> None:
+        assert worker.job is not None
+        self.lost[worker.job] += 1
+        if self.lost[worker.job] > self.retries:
+            raise _death(self.jobs[worker.job].name, worker.exit_code(), self.retries) from error
+        self.waiting.append(worker.job)
+        worker.stop()
+        fresh = self.alive[self.alive.index(worker)] = _Worker()
+        self._give(fresh)
+
 
 def _parcel(job: Job) -> bytes:
     if getattr(job.function, "__module__", None) == "__main__":
@@ -223,7 +277,7 @@ def _parcel(job: Job) -> bytes:
     return pickle.dumps((job.function, job.argument))
 
 
-def _death(name: str, code: int) -> MachineError:
+def _death(name: str, code: int, retries: int) -> MachineError:
     if code < 0:
         try:
             cause = f"killed by {signal.Signals(-code).name}"
@@ -231,13 +285,14 @@ def _death(name: str, code: int) -> MachineError:
             cause = f"killed by signal {-code}"
     else:
         cause = f"ended with exit code {code}"
+    again = f" {retries + 1} times without progress" if retries else ""
     memory = (
         "Most often the memory ran out: use fewer workers or smaller batches. "
         if code == -signal.SIGKILL
         else ""
     )
     return MachineError(
-        f"The worker of {name!r} was lost: {cause}",
+        f"The worker of {name!r} was lost{again}: {cause}",
         where="workers",
         remedy=f"{memory}What had finished is kept; start the same command again to continue",
     )

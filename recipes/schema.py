@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recipes.curation_settings import CurationSettings, ProbeSettings, SourceSettings, TokenizerSettings
+from recipes.executor_settings import ExecutorSettings
 from recipes.settings import Count, Name, Settings
 from recipes.training_settings import (
     ComparisonSettings,
@@ -32,6 +33,7 @@ class Recipe(Settings):
     """Seed of everything that has no seed of its own."""
     workers: Count | Literal["auto"] = "auto"
     """Processes that train side by side, one thread each; `auto` is the number of cores; results do not change."""
+    executor: ExecutorSettings = ExecutorSettings()
     sources: list[SourceSettings] = Field(min_length=2)
     curation: CurationSettings
     tokenizer: TokenizerSettings = TokenizerSettings()

@@ -48,7 +48,7 @@ def load_frozen(folder: str, seed: int, *, unsafe_weights: bool = False) -> tupl
         ) from error
     if tokenizer.pad_token_id is None:
         raise DataError("The encoder's tokenizer has no padding token", where=folder, remedy="Set one")
-    for name, module in model.named_modules():
+    for _name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     pooler = getattr(model.base_model, "pooler", None)

@@ -19,7 +19,7 @@ from curation.classifiers.fasttext_model import load_fasttext, predict
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.score_tables import score_source
-from curation.scoring_pool import ScoringPool
+from curation.scoring.execution import Runner
 
 HEAD_CHARACTERS = 4000
 UNKNOWN = "und"
@@ -71,10 +71,10 @@ class LanguageScorer:
 
 
 def language_scores(
-    documents: Sequence[Document], model: str, folder: Path | str, *, pool: ScoringPool | None = None
+    documents: Sequence[Document], model: str, folder: Path | str, *, runner: Runner | None = None
 ) -> pl.DataFrame:
     """`id, language, language_probability` of the documents of one source, as `score_source`."""
-    return score_source(documents, LanguageScorer(model), folder, pool=pool)
+    return score_source(documents, LanguageScorer(model), folder, runner=runner)
 
 
 def passing_language(table: pl.DataFrame, rule: LanguageRule) -> pl.DataFrame:

@@ -14,11 +14,13 @@ from curation.embedding import embed, train_lsa_embedder
 from curation.judge_prompt import load_prompt
 from curation.labels import LabelledExample, LabelRule, balanced, label_counts, label_documents
 from curation.raters import RaterSettings, train_classifier, train_judge
-from curation.scoring_pool import ScoringPool
+from curation.scoring.execution import Execution
+from curation.scoring.runners import open_runner
+from curation.sizes import TokenCount
 from curation.workers import Advance, Job, run_jobs
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
-from recipes.stages.text import training_documents
+from recipes.stages.text import training_corpus, training_documents
 
 CLASSIFIER_SCALE = 5.0
 
@@ -165,9 +167,15 @@ def _embed(embedder: str, texts: Any) -> Any:
     return embed(texts, embedder)
 
 
+def execution_of(run: Run) -> Execution:
+    """Where the recipe wants documents to be scored."""
+    settings = run.recipe.executor.model_dump()
+    return Execution(**settings | {"workers": settings["workers"] or run.workers})
+
+
 def _representative(run: Run) -> Spent:
     recipe, curation = run.recipe, run.recipe.curation
-    documents = {source.name: training_documents(run, source.name) for source in recipe.sources}
+    corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
     settings = CascadeSettings(
         educational=parse_rule(curation.educational.rule),
         educational_of={name: parse_rule(rule) for name, rule in curation.educational.per_source.items()},
@@ -177,15 +185,16 @@ def _representative(run: Run) -> Spent:
         rule=curation.deduplication.rule,
         documents=curation.representative_documents,
     )
-    with ScoringPool(run.workers) as pool:
+    with open_runner(execution_of(run)) as runner:
         warnings = select_representative(
-            documents,
+            corpora,
             recipe.capabilities_of,
             _scorers(run),
             settings,
             scores=run.path("scores"),
             out=run.path("representative"),
-            pool=pool,
+            runner=runner,
+            size=TokenCount(str(run.path("tokenizer", "model"))),
         )
     write_json(run.path("representative", "warnings.json"), warnings)
     return Spent()
@@ -216,7 +225,7 @@ RATERS = Stage(
 REPRESENTATIVE = Stage(
     name="representative",
     folder="representative",
-    needs=("documents", "raters"),
+    needs=("documents", "tokenizer", "raters"),
     settings=lambda recipe: [
         recipe.curation.model_dump(exclude={"raters", "labels"}),
         recipe.capabilities_of,

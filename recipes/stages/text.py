@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from curation.documents import Document, read_documents
+import polars as pl
+
+from curation.documents import Document, document_files, read_documents
 from curation.local import local_files
+from curation.scoring.corpus import Corpus, iterate_batches
 from curation.sources import SourceSpec, read_source
 from curation.splits import split_of
 from curation.workers import Advance, Job, run_jobs
@@ -38,15 +42,33 @@ def training_documents(run: Run, source: str) -> list[Document]:
     return _documents_of(run, source, "train")
 
 
+def training_corpus(run: Run, source: str) -> Corpus:
+    """The same documents as `training_documents`, in their files: only ids and origins are read."""
+    files = tuple(document_files(run.path("documents", source)))
+    ids = [
+        row["id"]
+        for file in files
+        for batch in iterate_batches(file, ("id", "url", "meta"))
+        for row in batch.to_pylist()
+        if _split(Document(row["id"], "", source, row["url"], json.loads(row["meta"] or "null")), run)
+        == "train"
+    ]
+    return Corpus(source, files, pl.Series("id", ids, dtype=pl.String))
+
+
 def test_documents(run: Run, source: str) -> list[Document]:
     """Documents of a source that were set aside, by file of origin, before anything else."""
     return _documents_of(run, source, "test")
 
 
 def _documents_of(run: Run, source: str, split: str) -> list[Document]:
-    shares = {"train": 1 - run.recipe.probes.test_share, "test": run.recipe.probes.test_share}
     found = read_documents(run.path("documents", source))
-    return [document for document in found if split_of(document, run.recipe.seed, shares) == split]
+    return [document for document in found if _split(document, run) == split]
+
+
+def _split(document: Document, run: Run) -> str:
+    share = run.recipe.probes.test_share
+    return split_of(document, run.recipe.seed, {"train": 1 - share, "test": share})
 
 
 def _documents_settings(recipe: Recipe) -> Any:

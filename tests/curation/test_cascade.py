@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.atomic import hash_folder, read_json
-from curation.cascade import STAGES, CascadeSettings, Scorers, select_representative
+from curation.cascade import CascadeSettings, Scorers, select_representative
 from curation.documents import Document, document_id
 from curation.educational import parse_rule
 from curation.errors import DataError
+from curation.funnel import EARLY
+from curation.funnel import STAGES as ALL_STAGES
 
 
 def number(document: Document) -> int:
@@ -40,6 +42,7 @@ class Known:
         return dict.fromkeys(self.columns, value)
 
 
+STAGES = [stage for stage in ALL_STAGES if stage not in EARLY]
 ASKED = ("margin", "p1_calibrated")
 JUDGES = {
     purpose: Known(purpose, ASKED, factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -130,4 +131,4 @@ def test_splits_keep_groups_together_in_any_order() -> None:
     assert 0.7 < len(first.train) / 600 < 0.9
     assert split_annotated(rows, 1) != first
     labels = [e.label for e in first.train]
-    assert sum(a != b for a, b in zip(labels, labels[1:], strict=False)) > 20, "not one class after the other"
+    assert sum(a != b for a, b in itertools.pairwise(labels)) > 20, "not one class after the other"

@@ -12,8 +12,9 @@ import pytest
 from curation.ask_llm import AskLLM
 from curation.documents import Document, document_id
 from curation.judge_prompt import parse_prompt
-from curation.judge_scores import judge_notes, judge_scores
+from curation.judge_scores import Score, judge_notes, judge_scores
 from curation.score_tables import score_source, top_share
+from curation.scorer import Scorer
 
 PROMPT = parse_prompt("short", "Is this good?\n<document>\n{document}\n</document>\nAnswer:")
 
@@ -25,6 +26,17 @@ def documents(count: int) -> list[Document]:
     return [Document(document_id("s", text), text, "s") for text in dict.fromkeys(texts)]
 
 
+def ids(found: list[Document]) -> pl.DataFrame:
+    return pl.DataFrame({"id": [d.id for d in found]})
+
+
+def scoring(found: list[Document], folder: Path) -> Score:
+    def score(judge: Scorer, wanted: pl.DataFrame) -> pl.DataFrame:
+        return score_source([d for d in found if d.id in set(wanted["id"])], judge, folder)
+
+    return score
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_bfloat16_judge_keeps_what_float32_keeps(judge_folder: Path, tmp_path: Path, share: float) -> None:
     found = documents(600)
@@ -32,7 +44,7 @@ def test_a_bfloat16_judge_keeps_what_float32_keeps(judge_folder: Path, tmp_path:
     half = replace(full, precision="bfloat16")
     kept = top_share(score_source(found, full, tmp_path / "full"), "margin", share)["id"].to_list()
     raw = top_share(score_source(found, half, tmp_path / "half"), "margin", share)["id"].to_list()
-    mended = judge_scores(found, half, tmp_path / "half", share)
+    mended = judge_scores(half, ids(found), share, scoring(found, tmp_path / "half"))
     assert set(raw) != set(kept), "the test shows nothing when bfloat16 alone gets it right"
     assert set(top_share(mended, "margin", share)["id"]) == set(kept)
     assert mended["id"].to_list() == sorted(d.id for d in found)
@@ -43,7 +55,7 @@ def test_a_bfloat16_judge_keeps_what_float32_keeps(judge_folder: Path, tmp_path:
 def test_float32_judges_are_asked_once(judge_folder: Path, tmp_path: Path) -> None:
     found = documents(20)
     judge = AskLLM(str(judge_folder), PROMPT)
-    judge_scores(found, judge, tmp_path, 0.1)
+    judge_scores(judge, ids(found), 0.1, scoring(found, tmp_path))
     assert [p.name for p in tmp_path.glob("*.parquet")] == ["ask_llm-short.parquet"]
 
 

@@ -121,14 +121,14 @@ def test_parts_that_were_scored_are_not_asked_again(judge_folder: Path, tmp_path
         judge = judge_of(served, concurrency=1, retries=0)
         served.faults = [""] * 3 + ["400"]
         with pytest.raises(DataError):
-            score_source(documents(TEXTS), judge, tmp_path, chunk_documents=2)
+            score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
         seen = len(served.requests)
         served.faults = []
-        table = score_source(documents(TEXTS), judge, tmp_path, chunk_documents=2)
+        table = score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
         assert len(served.requests) - seen == len(TEXTS) - 2
         assert table.height == len(TEXTS)
         seen = len(served.requests)
-        score_source(documents(TEXTS), judge, tmp_path, chunk_documents=2)
+        score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
         assert len(served.requests) == seen
 
 

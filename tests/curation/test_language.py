@@ -15,7 +15,20 @@ from curation.errors import DataError, RecipeError
 
 WORDS = {
     "en": ["the", "house", "and", "water", "of", "people", "with", "time", "that", "which", "think", "night"],
-    "de": ["das", "haus", "und", "wasser", "der", "leute", "mit", "zeit", "welche", "denken", "nacht", "straße"],
+    "de": [
+        "das",
+        "haus",
+        "und",
+        "wasser",
+        "der",
+        "leute",
+        "mit",
+        "zeit",
+        "welche",
+        "denken",
+        "nacht",
+        "straße",
+    ],
     "fr": ["la", "maison", "et", "eau", "des", "gens", "avec", "temps", "qui", "penser", "nuit", "être"],
 }
 

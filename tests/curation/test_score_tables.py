@@ -15,10 +15,8 @@ import pytest
 
 from curation.atomic import hash_folder, read_json
 from curation.documents import Document, document_id
-from curation.educational import EducationalClassifier
-from curation.errors import DataError, MachineError
+from curation.errors import DataError
 from curation.score_tables import score_source
-from curation.scoring_pool import ScoringPool
 
 
 class Killed(BaseException):
@@ -54,23 +52,23 @@ def documents(count: int = 95) -> list[Document]:
 
 def test_rows_are_keyed_by_id_whatever_the_order(tmp_path: Path) -> None:
     found = documents()
-    table = score_source(found, Length(), tmp_path / "a", chunk_documents=10)
+    table = score_source(found, Length(), tmp_path / "a", unit_documents=10)
     assert table["id"].to_list() == sorted(d.id for d in found)
     lengths = {d.id: len(d.text) for d in found}
     assert dict(zip(table["id"], table["score"], strict=True)) == lengths
     random.Random(0).shuffle(found)
-    score_source(found, Length(), tmp_path / "b", chunk_documents=10)
+    score_source(found, Length(), tmp_path / "b", unit_documents=10)
     assert hash_folder(tmp_path / "a") == hash_folder(tmp_path / "b")
 
 
 @pytest.mark.parametrize("lives", range(0, 10))
 def test_killed_at_any_part_it_ends_with_the_same_bytes(tmp_path: Path, lives: int) -> None:
-    score_source(documents(), Length(), tmp_path / "whole", chunk_documents=10)
+    score_source(documents(), Length(), tmp_path / "whole", unit_documents=10)
     with pytest.raises(Killed):
-        score_source(documents(), Length(lives=lives), tmp_path / "killed", chunk_documents=10)
+        score_source(documents(), Length(lives=lives), tmp_path / "killed", unit_documents=10)
     assert not (tmp_path / "killed" / "length.parquet").exists()
     again = Length()
-    score_source(documents(), again, tmp_path / "killed", chunk_documents=10)
+    score_source(documents(), again, tmp_path / "killed", unit_documents=10)
     assert len(again.seen) == 95 - 10 * lives  # what was done is not done again
     assert hash_folder(tmp_path / "whole") == hash_folder(tmp_path / "killed")
     assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == ["length.json", "length.parquet"]
@@ -116,21 +114,3 @@ def test_repeated_ids_and_scores_that_are_no_numbers_are_sentences(tmp_path: Pat
     found = sorted(documents(9), key=lambda d: d.id)
     with pytest.raises(DataError, match=f"no finite `score` for the document {found[3].id}"):
         score_source(found, Broken(), tmp_path)
-
-
-def test_workers_give_the_bytes_of_one_process_and_a_dead_one_is_noticed(
-    classifier_folder: Path, tmp_path: Path
-) -> None:
-    words = random.Random(0).choices(["even", "number", "because", "return"], k=4000)
-    texts = [" ".join(words[i : i + 3 + i % 40]) for i in range(60)]
-    found = [Document(document_id("s", text), text, "s") for text in set(texts)]
-    scorer = EducationalClassifier(str(classifier_folder))
-    score_source(found, scorer, tmp_path / "one", chunk_documents=10)
-    with ScoringPool(2) as pool:
-        score_source(found, scorer, tmp_path / "two", chunk_documents=10, pool=pool)
-        assert hash_folder(tmp_path / "one") == hash_folder(tmp_path / "two")
-        assert pool._executor is not None
-        for process in list(pool._executor._processes.values()):
-            process.kill()
-        with pytest.raises(MachineError, match="A scoring worker died"):
-            score_source(found, scorer, tmp_path / "three", chunk_documents=10, pool=pool)

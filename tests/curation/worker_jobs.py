@@ -36,3 +36,7 @@ def bug(value: int, advance: Any) -> float:
 def sleep_with_pid(path: str, advance: Any) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def process_id(value: int, advance: Any) -> int:
+    return os.getpid()

@@ -1,0 +1,117 @@
+"""Scoring on a Ray cluster: each rank of datatrove's pipeline is a Ray task, which Ray repeats when its worker
+is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from curation.errors import MachineError
+from curation.progress import progress
+from curation.scoring.execution import Execution, Work, task_count
+
+
+class RayRunner:
+    """Joins the Ray cluster that there is, or starts one on this machine, which it ends again."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution, self._started = execution, False
+
+    def __enter__(self) -> RayRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._started:
+            _ray().shutdown()
+            self._started = False
+
+    def tasks(self, units: int) -> int:
+        return task_count(self.execution, units)
+
+    def run(self, pipeline: Sequence[Any], work: Work) -> None:
+        ray = self._connected()
+        from datatrove.executor import RayPipelineExecutor
+        from loguru import logger
+
+        logger.disable("datatrove.executor.ray")  # its advice on shared folders is in our documentation
+        executor = RayPipelineExecutor(
+            list(pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
+        )
+        logger.enable("datatrove.executor.ray")
+        memory = self.execution.memory_gigabytes
+        remote = ray.remote(_run_rank).options(
+            num_cpus=self.execution.cpus_per_task,
+            num_gpus=self.execution.gpus_per_task,
+            max_retries=self.execution.retries,
+            retry_exceptions=False,
+            **({} if memory is None else {"memory": int(memory * 2**30)}),
+        )
+        reference = ray.put(executor)
+        waiting = list(range(work.tasks))[::-1]
+        running: dict[Any, int] = {}
+        try:
+            with progress(work.name, work.total, "documents") as task:
+                while waiting or running:
+                    while waiting and len(running) < self.execution.workers:
+                        rank = waiting.pop()
+                        running[remote.remote(reference, rank)] = rank
+                    ended, _ = ray.wait(list(running), num_returns=1, timeout=self.execution.poll_seconds)
+                    for one in ended:
+                        _result(ray, one, running.pop(one), work, self.execution.retries)
+                    task.advance(max(0, work.done() - task.done))
+                    if work.failed():
+                        return
+        finally:
+            for one in running:
+                ray.cancel(one, force=True)
+
+    def _connected(self) -> Any:
+        ray = _ray()
+        if not ray.is_initialized():
+            paths = os.pathsep.join(path for path in sys.path if path)
+            address = self.execution.ray_address
+            sizes = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}},
+                **sizes,
+            )
+            self._started = True
+        return ray
+
+
+def _run_rank(executor: Any, rank: int) -> None:
+    executor._run_for_rank(rank, 1)
+
+
+def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
+    try:
+        ray.get(one)
+    except (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+    ) as e:
+        raise MachineError(
+            f"Task {rank} of {work.name} was lost {retries + 1} times: {str(e).splitlines()[0].rstrip('.')}",
+            where="executor ray",
+            remedy="Most often the memory ran out: use fewer workers or smaller batches. What was scored is "
+            "kept; start the same command again to continue",
+        ) from e
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MachineError(
+            "Ray is not installed",
+            where="executor ray",
+            remedy="Install it with `pip install mixwright[ray]`",
+        ) from error
+    return ray

@@ -1,0 +1,65 @@
+"""Scoring on a real local Ray cluster, with one of its workers killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from curation.atomic import hash_folder
+from curation.errors import DataError
+from curation.score_tables import score_files
+from curation.scoring.execution import Execution
+from curation.scoring.runners import open_runner
+from tests.curation.fakes import Length
+from tests.curation.test_scoring import corpus, documents
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_killed_ray_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    whole = corpus(tmp_path / "d", 200)
+    score_files(whole, Length(), tmp_path / "here", unit_documents=10)
+    model = tmp_path / "model"
+    model.mkdir()
+    ray.init(
+        num_cpus=2,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    try:
+        killed: list[int] = []
+
+        def kill_one() -> None:
+            deadline = time.monotonic() + 60
+            while not killed and time.monotonic() < deadline:
+                busy = [int(file.name.split("-")[0]) for file in model.iterdir()]
+                if busy and len(list((tmp_path / "ray").glob(".length.parts-*/*.parquet"))) >= 3:
+                    os.kill(busy[0], signal.SIGKILL)
+                    killed.append(busy[0])
+                time.sleep(0.01)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        with open_runner(Execution(kind="ray", workers=2, tasks=8, poll_seconds=0.5)) as runner:
+            slow = Length(seconds=0.15, model=str(model))
+            score_files(whole, slow, tmp_path / "ray", unit_documents=10, runner=runner)
+            killer.join()
+            assert killed
+            assert hash_folder(tmp_path / "ray") == hash_folder(tmp_path / "here")
+            assert len(list(model.iterdir())) <= 4  # a model for each process, not for each of 8 tasks
+            bad = documents(200)[35]
+            with pytest.raises(DataError, match=f"failed on the document {bad.id}: ValueError"):
+                failing = Length(fail=bad.text, setting=2)
+                score_files(whole, failing, tmp_path / "ray", unit_documents=10, runner=runner)
+    finally:
+        ray.shutdown()
