@@ -9,6 +9,7 @@ from pathlib import Path
 
 from curation.atomic import write_json, write_text
 from curation.errors import RecipeError
+from recipes.curation_settings import CurationSettings
 from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
 from recipes.pipeline import Run, Stage, is_done, locked, run_stage
@@ -73,4 +74,18 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
         if block is not None and block.data != "generated":
             post[name] = block.model_copy(update={"data": str(base / block.data)})
     training = recipe.post_training.model_copy(update=post)
-    return recipe.model_copy(update={"sources": sources, "post_training": training})
+    curation = _curation_with_absolute_paths(recipe.curation, base)
+    return recipe.model_copy(update={"sources": sources, "post_training": training, "curation": curation})
+
+
+def _curation_with_absolute_paths(curation: CurationSettings, base: Path) -> CurationSettings:
+    """Prompts that are files beside the recipe (others are names of packaged ones), and the language model."""
+    prompts = {
+        purpose: str(base / name) if (base / name).is_file() else name
+        for purpose, name in curation.judge.prompts.items()
+    }
+    changed: dict[str, object] = {"judge": curation.judge.model_copy(update={"prompts": prompts})}
+    if curation.language is not None:
+        model = str(base / curation.language.model)
+        changed["language"] = curation.language.model_copy(update={"model": model})
+    return curation.model_copy(update=changed)

@@ -21,7 +21,7 @@ from mixing.report.gather import UNREADABLE, number
 from mixing.report.numbers import DASH, compact, count, listed, percent, plain, sentence, size, words
 from mixing.report.records import RunFacts
 
-STAGES = ("read", "educational", "reasoning", "domain", "deduplicated", "representative")
+STAGES = ("read", "language", "educational", "reasoning", "domain", "deduplicated", "representative")
 READ = ("read", "broken", "empty", "duplicates", "not_sampled", "kept")
 READ_TITLES = {"not_sampled": "Beyond the limit", "duplicates": "Exact copies"}
 TOKENS = {

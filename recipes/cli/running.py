@@ -56,6 +56,8 @@ def plan(
         f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,"
     )
     say(f"  {made['speed']}")
+    for note in made["notes"]:
+        say(f"  {note}")
 
 
 @app.command()

@@ -42,7 +42,7 @@ class Known:
         return dict.fromkeys(self.columns, value)
 
 
-STAGES = [stage for stage in ALL_STAGES if stage not in EARLY]
+STAGES = [stage for stage in ALL_STAGES if stage not in (*EARLY, "language")]
 ASKED = ("margin", "p1_calibrated")
 JUDGES = {
     purpose: Known(purpose, ASKED, factor)

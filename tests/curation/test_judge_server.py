@@ -125,7 +125,7 @@ def test_parts_that_were_scored_are_not_asked_again(judge_folder: Path, tmp_path
         seen = len(served.requests)
         served.faults = []
         table = score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
-        assert len(served.requests) - seen == len(TEXTS) - 2
+        assert 2 <= len(served.requests) - seen <= len(TEXTS) - 2, "the failed unit again, no finished one"
         assert table.height == len(TEXTS)
         seen = len(served.requests)
         score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
