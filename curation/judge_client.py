@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -80,8 +81,8 @@ def check_url(url: str) -> None:
         )
 
 
-def post(endpoint: Endpoint, body: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """Send `body` and return the reply's JSON object.
+def post(endpoint: Endpoint, body: dict[str, Any], *, where: str, stop: threading.Event) -> dict[str, Any]:
+    """Send `body` and return the reply's JSON object; once `stop` is set, nothing is tried again.
 
     Tries again, at most `retries` times, after a connection error, a time-out, a reply that is cut short or one
     of the statuses `BUSY`, and waits as long as `Retry-After` says, or else twice as long each time. Raises
@@ -105,7 +106,8 @@ def post(endpoint: Endpoint, body: dict[str, Any], *, where: str) -> dict[str, A
             problem = str(reason) or type(reason).__name__
         if attempt < endpoint.retries:
             pause = endpoint.backoff * 2**attempt * random.uniform(0.75, 1.25)
-            time.sleep(min(LONGEST_WAIT, pause if wait is None else wait))
+            if stop.wait(min(LONGEST_WAIT, pause if wait is None else wait)):
+                break
     raise MachineError(
         f"The judge's server did not answer in {endpoint.retries + 1} tries; the last time: {problem}",
         where=f"{url}, document {where}",

@@ -17,8 +17,9 @@ What differs from a judge that we load ourselves (see ask_llm):
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,11 +102,15 @@ class ServerJudge:
             self.url, _PATHS[self.api], self.key_variable, self.timeout, self.retries, self.backoff
         )
         endpoint.check()
+        stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as threads:
-            pending = [threads.submit(self._ask, endpoint, document) for document in documents]
+            pending = [threads.submit(self._ask, endpoint, document, stop) for document in documents]
             try:
-                rows = [future.result() for future in pending]
+                done, _ = wait(pending, return_when=FIRST_EXCEPTION)
+                failed = next((future for future in pending if future in done and future.exception()), None)
+                rows = [(failed or future).result() for future in pending]
             finally:
+                stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
         kinds = [np.float32, np.float32, np.float32, np.bool_, np.bool_]
         columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
@@ -114,12 +119,16 @@ class ServerJudge:
             for name, values, kind in zip(SERVER_COLUMNS, columns, kinds, strict=True)
         }
 
-    def _ask(self, endpoint: Endpoint, document: Document) -> tuple[float, float, float, bool, bool]:
+    def _ask(
+        self, endpoint: Endpoint, document: Document, stop: threading.Event
+    ) -> tuple[float, float, float, bool, bool]:
         characters = self.max_document_characters
         while True:
             head = document.text[:characters]
             try:
-                reply = post(endpoint, self._request(neutral(head, self.prompt)), where=document.id)
+                reply = post(
+                    endpoint, self._request(neutral(head, self.prompt)), where=document.id, stop=stop
+                )
             except Refused as refusal:
                 if _TOO_LONG.search(refusal.message) and len(head) > SHORTEST:
                     characters = len(head) // 2

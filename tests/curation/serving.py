@@ -51,13 +51,19 @@ def serving(folder: Path, **options: Any) -> Iterator[Served]:
                 served.requests.append(body)
                 served.headers.append(dict(self.headers))
                 served.together += 1
+                self.counted = True
                 served.most_together = max(served.most_together, served.together)
                 fault = served.faults.pop(0) if served.faults else ""
             try:
                 self.answer(body, fault)
             finally:
-                with served.lock:
-                    served.together -= 1
+                self.release()
+
+        def release(self) -> None:
+            """Count the request as over before its reply is sent: the next may come at once."""
+            with served.lock:
+                served.together -= self.counted
+                self.counted = False
 
         def answer(self, body: dict[str, Any], fault: str) -> None:
             if fault.isdecimal():
@@ -101,6 +107,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Served]:
         def send(
             self, data: bytes, status: int = 200, kind: str = "application/json", length: int | None = None
         ) -> None:
+            self.release()
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(length or len(data)))

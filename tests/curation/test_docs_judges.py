@@ -25,7 +25,7 @@ def test_five_lines_train_and_use_a_classifier(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     chance = random.Random(0)
-    words = ["click buy cookie login".split(), "even number sum proof".split()]
+    words = [["click", "buy", "cookie", "login"], ["even", "number", "sum", "proof"]]
     rows = [{"text": " ".join(chance.choices(words[i % 2], k=9)), "label": i % 2} for i in range(300)]
     for name in ("labels.jsonl", "corpus.jsonl"):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))

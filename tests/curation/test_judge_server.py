@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_a_server_that_stays_bad_is_a_sentence(
     ):
         judge_of(served, retries=1, timeout=0.3).score(documents(TEXTS[:1]))
     assert "Traceback" not in str(raised.value)
+
+
+def test_an_error_of_one_document_ends_the_tries_of_the_others(judge_folder: Path) -> None:
+    """Otherwise a wrong key would show only after every other request had used up its tries."""
+    with serving(judge_folder, faults=["503", "503", "401", *["503"] * 50]) as served:
+        began = time.monotonic()
+        with pytest.raises(RecipeError, match="refuses access"):
+            judge_of(served, concurrency=3, backoff=5.0, retries=5).score(documents(TEXTS))
+        assert time.monotonic() - began < 4
+        assert len(served.requests) <= 5
 
 
 def test_no_server_at_all_is_a_sentence() -> None:
