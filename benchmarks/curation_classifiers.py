@@ -1,4 +1,4 @@
-"""Classifiers of one's own and bfloat16 judges: `python -m benchmarks.curation_classifiers [--write]`.
+"""Classifiers of one's own, judges in bfloat16: `python -m benchmarks.curation_classifiers PART [--write]`.
 
 Real text from the development corpora (MIXWRIGHT_CORPORA, or ../shared/corpora beside the checkout).
 """
@@ -82,7 +82,7 @@ def prediction(examples: list[Annotated], folder: Path) -> str:
                 documents, scorer, folder / f"t{next(rounds)}"
             ),
         },
-        rounds=5,
+        rounds=3,
     )
     base = timing["fasttext.predict on a list"]
     rows = [
@@ -123,7 +123,7 @@ def quality(examples: list[Annotated], folder: Path) -> str:
     other = [
         LabelledExample(f"{name}{i}", text, label, "r", name, origin)
         for name, label in (("formal", 0.0), ("stackexchange", 5.0), ("books", 2.0))
-        for i, (origin, text) in enumerate(pieces(name, 100, 600, seed=1))
+        for i, (origin, text) in enumerate(pieces(name, 100, 300, seed=1))
     ]
     settings = RaterSettings(max_tokens=192, dim=128, layers=2)
     train_classifier(other, tokenizer, folder / "trained", settings)
@@ -178,7 +178,7 @@ def judges(folder: Path) -> str:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "judge")
     tokenizer.save_pretrained(folder / "judge")
-    documents = [Document(document_id("b", t), t, "b") for _, t in pieces("wiki", 60, 300)]
+    documents = [Document(document_id("b", t), t, "b") for _, t in pieces("wiki", 60, 200)]
     by_id = {d.id: d for d in documents}
     full = AskLLM(str(folder / "judge"), load_prompt("reasoning-v1"), max_document_tokens=128)
     half = replace(full, precision="bfloat16")
@@ -206,7 +206,8 @@ def judges(folder: Path) -> str:
                 for s in SHARES
             },
         },
-        rounds=2,
+        rounds=1,
+        warmup=0,
     )
     rows = []
     for name, t in timing.items():
@@ -224,7 +225,7 @@ def judges(folder: Path) -> str:
         )
     return table(
         (
-            "judge, 300 texts of 60 words",
+            "judge, 200 texts of 60 words",
             "documents per CPU-second",
             "times float32",
             *(f"changed, top {s:g}" for s in SHARES),
@@ -234,23 +235,31 @@ def judges(folder: Path) -> str:
 
 
 def classifiers(*, write: bool) -> None:
-    """Run everything and publish it."""
+    """Speed, reproducibility and quality of classifiers of one's own."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        examples = mathematics(2000)
+        folder, examples = Path(name), mathematics(1200)
         parts = [
             machine("fasttext-numpy2-wheel", "transformers", "torch"),
             prediction(examples, folder),
             reproducibility(examples, folder),
             f"Mathematics books against encyclopedia and novels, {len(examples):,} texts of 120 words; one document "
             "never on both sides. Brackets are 95 % intervals.\n\n" + quality(examples, folder),
-            judges(folder),
         ]
-    publish("curation classifiers", "## Classifiers and judges\n\n" + "\n\n".join(parts), write=write)
+    publish("curation classifiers", "## Classifiers of one's own\n\n" + "\n\n".join(parts), write=write)
+
+
+def bfloat16_judges(*, write: bool) -> None:
+    """Speed and verdicts of a judge in bfloat16 with float32 near the cut."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        parts = [machine("transformers", "torch"), judges(Path(name))]
+    publish("curation judges", "## Judges in bfloat16\n\n" + "\n\n".join(parts), write=write)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
-    classifiers(write=parser.parse_args().write)
+    parser.add_argument("part", choices=("classifiers", "judges"))
+    arguments = parser.parse_args()
+    {"classifiers": classifiers, "judges": bfloat16_judges}[arguments.part](write=arguments.write)
