@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +144,10 @@ def select_representative(
         early = {s: dropped_before(table, already_dropped) for s, table in scoring.listings.items()}
         warnings: list[str] = []
         cuts = _judge(scoring, capabilities, scorers, settings, early, warnings)
-        duplicates, kept = _deduplicate(corpora, cuts, scorers.embed, settings)
+        duplicates, kept = _deduplicate(scoring, cuts, scorers.embed, settings)
         funnel, verdicts = [], []
-        for source, corpus in corpora.items():
-            _choose(cuts[source], corpus, duplicates, scorers.embed, kept, settings)
+        for source in corpora:
+            _choose(cuts[source], partial(scoring.texts, source), duplicates, scorers.embed, kept, settings)
             verdicts.append(verdict_table(source, cuts[source], duplicates, early[source], settings))
             audit(source, cuts[source], verdicts[-1])
             funnel += funnel_rows(
@@ -157,7 +158,7 @@ def select_representative(
                 language=bool(settings.language_of),
             )
             final = pl.concat([cuts[source]["representative"], cuts[source]["added"]])
-            _write_representative(out / f"{source}.parquet", corpus, final)
+            _write_representative(out / f"{source}.parquet", final, scoring, source)
             if final.height < settings.documents:
                 warnings.append(
                     f"{source} has {final.height} representative documents, not {settings.documents}: read more "
@@ -203,6 +204,14 @@ class _Scoring:
             listing = listing.join(wanted, on="id", how="semi")
         corpus, folder = self.corpora[source], self.scores / source
         return score_files(corpus, scorer, folder, runner=self.runner, listing=listing)
+
+    def rows(self, source: str, wanted: pl.DataFrame) -> pl.DataFrame:
+        """`id, text, url` of the documents whose ids are in `wanted`."""
+        return self.corpora[source].rows(self.listings[source].join(wanted, on="id", how="semi"))
+
+    def texts(self, source: str, ids: Sequence[str]) -> list[str]:
+        """Texts in the order of `ids`."""
+        return self.corpora[source].texts(self.listings[source], ids)
 
 
 def _judge(
@@ -278,22 +287,22 @@ def _asked(
 
 
 def _deduplicate(
-    corpora: Mapping[str, Corpus], cuts: Mapping[str, Cuts], embed: Embed, settings: CascadeSettings
+    scoring: _Scoring, cuts: Mapping[str, Cuts], embed: Embed, settings: CascadeSettings
 ) -> tuple[list[Duplicate], KeptVectors]:
     """Duplicates among the survivors of all sources; only their texts are read, one source's at a time."""
     chosen: list[Document] = []
     scores: dict[str, float] = {}
     blocks = []
-    for source, corpus in corpora.items():
+    for source in scoring.corpora:
         table = cuts[source]["domain"].sort("id")
         scores |= dict(zip(table["id"].to_list(), table["domain_margin"].to_list(), strict=True))
-        texts = corpus.texts(table["id"].to_list())
+        texts = scoring.texts(source, table["id"].to_list())
         chosen += [Document(name, "", source) for name in table["id"].to_list()]
         blocks += [embed(texts[i : i + EMBED_DOCUMENTS]) for i in range(0, len(texts), EMBED_DOCUMENTS)]
     if not chosen:
         return [], KeptVectors(np.zeros((0, 0), dtype=np.float32), settings.threshold)
     vectors = np.concatenate(blocks)
-    priority = {source: place for place, source in enumerate(corpora)}
+    priority = {source: place for place, source in enumerate(scoring.corpora)}
     _, duplicates = deduplicate(
         chosen, vectors, settings.threshold, rule=settings.rule, priority=priority, scores=scores
     )
@@ -304,7 +313,7 @@ def _deduplicate(
 
 def _choose(
     cuts: Cuts,
-    corpus: Corpus,
+    texts: Callable[[Sequence[str]], list[str]],
     duplicates: Sequence[Duplicate],
     embed: Embed,
     kept: KeptVectors,
@@ -318,13 +327,12 @@ def _choose(
     cuts |= {"deduplicated": unique, "representative": final, "added": final.clear()}
     if settings.top_up and missing:
         fell = cuts["judged"].join(cuts["domain"], on="id", how="anti", maintain_order="left")
-        cuts["added"] = top_up(fell, missing, corpus.texts, embed, kept)
+        cuts["added"] = top_up(fell, missing, texts, embed, kept)
 
 
-def _write_representative(path: Path, corpus: Corpus, table: pl.DataFrame) -> None:
-    texts = corpus.rows(table, ("id", "text", "url"))
-    joined = table.join(texts, on="id", how="left", maintain_order="left")
-    joined = joined.with_columns(pl.lit(corpus.source).alias("source"))
+def _write_representative(path: Path, table: pl.DataFrame, scoring: _Scoring, source: str) -> None:
+    joined = table.join(scoring.rows(source, table), on="id", how="left", maintain_order="left")
+    joined = joined.with_columns(pl.lit(source).alias("source"))
     missing = [name for name in REPRESENTATIVE_SCHEMA.names if name not in joined.columns]
     joined = joined.with_columns(pl.lit(None).alias(name) for name in missing)
     arrow = joined.select(REPRESENTATIVE_SCHEMA.names).to_arrow().cast(REPRESENTATIVE_SCHEMA)

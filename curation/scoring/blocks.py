@@ -9,14 +9,12 @@ model in a cache of the process, which all tasks of the process share.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.base import PipelineStep
 
@@ -24,11 +22,10 @@ from curation.atomic import write_json
 from curation.documents import Document
 from curation.errors import DataError, MachineError, MixwrightError
 from curation.scorer import Scorer
-from curation.scoring.corpus import unreadable
 from curation.scoring.parts import fingerprint_of, part_name, part_path, read_part, write_part
+from curation.scoring.rows import RowReader
 from curation.scoring.units import UNIT_DOCUMENTS, Unit, read_units
 
-READ_ROWS = 1024
 _COLUMNS = ("id", "text", "source", "url", "meta")
 
 
@@ -49,15 +46,16 @@ class ReadUnits(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[TroveDocument]:
         if data:
             yield from data
-        reader: _Rows | None = None
+        reader: RowReader | None = None
         for unit in read_units(self.plan, rank, world_size):
             if self.parts is not None and part_path(Path(self.parts), unit.name).is_file():
                 self.stat_update("units_done_before")
                 continue
             if reader is None or reader.file != unit.file:
-                reader = _Rows(unit.file)
+                reader = RowReader(unit.file, _COLUMNS)
             with self.track_time("unit"):
-                documents = [_trove(row, unit) for row in reader.take(unit.rows)]
+                batches = reader.take(unit.rows)
+                documents = [_trove(row, unit) for batch in batches for row in batch.to_pylist()]
             self.stat_update("documents", value=len(documents))
             yield from documents
 
@@ -214,58 +212,3 @@ def _trove(row: dict[str, Any], unit: Unit) -> TroveDocument:
     metadata = {name: row.get(name) for name in ("url", "meta")}
     metadata |= {"source": row.get("source") or unit.source, "file": unit.file, "unit": unit.name}
     return TroveDocument(row["text"], row["id"], metadata=metadata)
-
-
-class _Rows:
-    """Rows of a parquet file by rising number; one batch is held, and nothing before it is read again."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        try:
-            self._parquet = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(file, error) from error
-        self._columns = [name for name in _COLUMNS if name in self._parquet.schema_arrow.names]
-        sizes = [
-            self._parquet.metadata.row_group(i).num_rows for i in range(self._parquet.metadata.num_row_groups)
-        ]
-        self._ends = np.cumsum([0, *sizes])
-        self._seek(0)
-
-    def _seek(self, row: int) -> None:
-        """Start again at the row group that holds `row`."""
-        group = int(np.searchsorted(self._ends, row, side="right")) - 1
-        self._first = self._next = int(self._ends[group])
-        self._batch: pa.RecordBatch | None = None
-        groups = range(group, len(self._ends) - 1)
-        self._batches = self._parquet.iter_batches(READ_ROWS, row_groups=list(groups), columns=self._columns)
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
-        """Rows as dicts; `rows` rises."""
-        rows = np.asarray(rows, dtype=np.int64)
-        at = 0
-        try:
-            while at < len(rows):
-                row = int(rows[at])
-                here = (
-                    int(
-                        np.searchsorted(
-                            self._ends,
-                            self._next - 1 if self._batch is not None else self._next,
-                            side="right",
-                        )
-                    )
-                    - 1
-                )
-                group = int(np.searchsorted(self._ends, row, side="right")) - 1
-                if row < self._first or group > here:
-                    self._seek(row)
-                batch = self._batch
-                while batch is None or row >= self._next:
-                    batch = self._batch = next(self._batches)
-                    self._first, self._next = self._next, self._next + len(batch)
-                stop = int(np.searchsorted(rows, self._next))
-                yield from batch.take(pa.array(rows[at:stop] - self._first)).to_pylist()
-                at = stop
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(self.file, error) from error

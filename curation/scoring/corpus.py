@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation.documents import Document, document_files, write_documents
 from curation.errors import DataError
+from curation.scoring.rows import RowReader, iterate_batches, open_parquet
 
 LISTING_SCHEMA = {"id": pl.String, "file": pl.Int32, "row": pl.UInt32}
 
@@ -47,14 +47,19 @@ class Corpus:
             )
         return found
 
-    def rows(self, wanted: pl.DataFrame, columns: Sequence[str] = ("id", "text", "url")) -> pl.DataFrame:
-        """`columns` of the documents whose ids are in `wanted`, in no stated order; other texts are not held."""
-        return pl.concat([_semi_join(file, wanted.select("id"), columns) for file in self.files])
+    def rows(self, listing: pl.DataFrame, columns: Sequence[str] = ("id", "text", "url")) -> pl.DataFrame:
+        """`columns` of the documents in `listing` (`id, file, row`), in no stated order; other texts are not held."""
+        kept = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))]
+        for (number,), part in listing.sort("file", "row").group_by("file", maintain_order=True):
+            batches = list(RowReader(self.files[number], columns).take(part["row"].to_numpy()))
+            kept.append(pl.DataFrame(pa.Table.from_batches(batches)))
+        return pl.concat(kept, how="diagonal")
 
-    def texts(self, ids: Sequence[str]) -> list[str]:
-        """Texts in the order of `ids`."""
+    def texts(self, listing: pl.DataFrame, ids: Sequence[str]) -> list[str]:
+        """Texts in the order of `ids`, all of which are in `listing`."""
         wanted = pl.DataFrame({"id": list(ids)}, schema={"id": pl.String})
-        return wanted.join(self.rows(wanted, ("id", "text")), on="id", how="left")["text"].to_list()
+        found = self.rows(listing.join(wanted, on="id", how="semi"), ("id", "text"))
+        return wanted.join(found, on="id", how="left", maintain_order="left")["text"].to_list()
 
 
 def corpus_of(source: str, path: Path | str) -> Corpus:
@@ -84,41 +89,17 @@ def check_ids(listings: dict[str, pl.DataFrame]) -> None:
     )
 
 
-def iterate_batches(file: Path, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[pa.RecordBatch]:
-    """Batches of some columns of a parquet file, in order; DataError when it cannot be read."""
-    try:
-        with pq.ParquetFile(file) as parquet:
-            present = [name for name in columns if name in parquet.schema_arrow.names]
-            yield from parquet.iter_batches(batch_size=batch_rows, columns=present)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(file, error) from error
-
-
-def unreadable(file: Path | str, error: Exception) -> DataError:
-    """The sentence for a document file that is damaged or not there."""
-    cause: str = (str(error) or type(error).__name__).split("\n", 1)[0]
-    return DataError(
-        "This document file cannot be read: " + cause.rstrip(". "),
-        where=str(file),
-        remedy="Remove it and run the stage that writes it again",
-    )
-
-
 def _ids(file: Path, number: int) -> pl.DataFrame:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            names = parquet.schema_arrow.names
-            missing = [name for name in ("id", "text") if name not in names]
-            column = None if missing else parquet.read(columns=["id"])
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(file, error) from error
-    if column is None:
+    with open_parquet(file) as parquet:
+        missing = [name for name in ("id", "text") if name not in parquet.schema_arrow.names]
+    if missing:
         raise DataError(
             f"A document file has columns id and text, but {' and '.join(missing)} is missing",
             where=str(file),
             remedy="Read user files with a source of kind `local`, which makes ids",
         )
-    ids = pl.Series("id", column["id"]).cast(pl.String)
+    batches = [pl.Series("id", batch["id"], dtype=pl.String) for batch in iterate_batches(file, ("id",))]
+    ids = pl.concat([pl.Series("id", [], dtype=pl.String), *batches])
     if ids.null_count():
         row = int(ids.is_null().arg_max() or 0)
         raise DataError(
@@ -126,12 +107,3 @@ def _ids(file: Path, number: int) -> pl.DataFrame:
         )
     place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
     return ids.to_frame().select("id", pl.lit(number, dtype=pl.Int32).alias("file"), place)
-
-
-def _semi_join(file: Path, wanted: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """Rows of one file, a batch at a time: what is held is what is kept, and one batch."""
-    kept: list[pl.DataFrame] = []
-    for batch in iterate_batches(file, columns):
-        kept.append(pl.DataFrame(pa.Table.from_batches([batch])).join(wanted, on="id", how="semi"))
-    empty = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    return pl.concat([empty, *kept], how="diagonal")

@@ -15,8 +15,11 @@ import pyarrow.parquet as pq
 
 from curation.atomic import replacing
 from curation.scoring.parts import part_name
+from curation.scoring.rows import open_parquet, rows_within
 
 UNIT_DOCUMENTS = 1000
+UNIT_BYTES = 16 * 2**20
+"""Where documents are long, a unit has fewer of them: a worker holds the texts of one."""
 
 _PLAN_SCHEMA = pa.schema(
     [("name", pa.string()), ("file", pa.string()), ("rows", pa.list_(pa.uint32())), ("source", pa.string())]
@@ -44,7 +47,7 @@ class Unit:
 def plan_units(
     listing: pl.DataFrame, files: Sequence[Path], source: str, fingerprint: str, unit_documents: int
 ) -> list[Unit]:
-    """Units of the documents in `listing` (`id, file, row`), none across two files.
+    """Units of the documents in `listing` (`id, file, row`), none across two files, of about `UNIT_BYTES` at most.
 
     A file's units are a function of its wanted documents alone: the order of the files, and what other files
     hold, change nothing.
@@ -54,10 +57,14 @@ def plan_units(
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
     units = []
     for start, stop in pairwise(edges):
-        for first in range(int(start), int(stop), unit_documents):
-            last = min(first + unit_documents, int(stop))
+        if start == stop:
+            continue
+        file = str(files[int(numbers[start])])
+        with open_parquet(file) as parquet:
+            size = rows_within(parquet, UNIT_BYTES, unit_documents)
+        for first in range(int(start), int(stop), size):
+            last = min(first + size, int(stop))
             ids = ordered["id"][first:last].to_list()
-            file = str(files[int(numbers[first])])
             units.append(Unit(part_name(ids, fingerprint), file, rows[first:last].copy(), source))
     return units
 

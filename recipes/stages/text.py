@@ -10,7 +10,8 @@ import polars as pl
 
 from curation.documents import Document, document_files, read_documents
 from curation.local import local_files
-from curation.scoring.corpus import Corpus, iterate_batches
+from curation.scoring.corpus import Corpus
+from curation.scoring.rows import iterate_batches
 from curation.sources import SourceSpec, read_source
 from curation.splits import split_of
 from curation.workers import Advance, Job, run_jobs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +17,14 @@ import pytest
 
 from curation.atomic import hash_folder, read_json
 from curation.cascade import CascadeSettings, Scorers, select_representative
-from curation.documents import Document, document_id
+from curation.documents import Document, document_id, write_documents
 from curation.educational import parse_rule
 from curation.errors import DataError
-from curation.funnel import EARLY
+from curation.funnel import EARLY, audit
 from curation.funnel import STAGES as ALL_STAGES
+from curation.scoring.corpus import Corpus
+from curation.scoring.execution import Execution
+from curation.scoring.runners import open_runner
 
 
 def number(document: Document) -> int:
@@ -202,3 +207,103 @@ def test_one_id_in_two_sources_is_a_sentence(tmp_path: Path) -> None:
     found = {source: [Document("1", f"{source} 1", source)] for source in ("alpha", "beta")}
     with pytest.raises(DataError, match="in two sources, alpha and beta"):
         select_representative(found, CAPABILITIES, scorers, SETTINGS, scores=tmp_path, out=tmp_path)
+
+
+def dropped_table(kinds: dict[str, str]) -> pl.DataFrame:
+    first = corpora()["alpha"][0].id
+    rows = [(name, first, kind, 1.0 if kind == "exact" else 0.8) for name, kind in kinds.items()]
+    return pl.DataFrame(rows, schema=["dropped", "kept_instead", "kind", "similarity"], orient="row")
+
+
+def test_documents_dropped_before_are_not_scored_but_have_verdicts_and_stages(tmp_path: Path) -> None:
+    kinds = {d.id: "exact" for d in corpora()["beta"][:30]} | {
+        d.id: "minhash" for d in corpora()["beta"][30:50]
+    }
+    scorers = Scorers(Known("educational", ("educational_score",), 1), JUDGES, embed)  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    select_representative(
+        corpora(), CAPABILITIES, scorers, SETTINGS, scores=tmp_path / "scores", out=out,
+        already_dropped=dropped_table(kinds | {"no document of these corpora": "exact"}),
+    )  # fmt: skip
+    rated = pl.read_parquet(tmp_path / "scores" / "beta" / "educational.parquet")["id"]
+    assert rated.len() == 50 and not set(rated) & set(kinds)
+    funnel = [row for row in read_json(out / "funnel.json") if row["source"] == "beta"]
+    assert [row["stage"] for row in funnel] == list(ALL_STAGES)
+    assert [row["documents"] for row in funnel][:3] == [100, 70, 50]
+    sizes = {d.id: len(d.text.encode()) for d in corpora()["beta"]}
+    assert funnel[0] == {
+        "source": "beta",
+        "stage": "read",
+        "documents": 100,
+        "share": 1,
+        "bytes": sum(sizes.values()),
+    }
+    assert funnel[2]["bytes"] == sum(size for name, size in sizes.items() if name not in kinds)
+    verdicts = {row["id"]: row for row in pl.read_parquet(out / "verdicts.parquet").iter_rows(named=True)}
+    assert len(verdicts) == 400
+    assert all(verdicts[name]["verdict"] == kind for name, kind in kinds.items())
+    kept_instead = corpora()["alpha"][0].id
+    reasons = {verdicts[name]["reason"] for name in kinds}
+    assert reasons == {
+        f"copy of {kept_instead}, similarity 1.0",
+        f"near duplicate of {kept_instead}, similarity 0.8",
+    }
+    with pytest.raises(DataError, match="kind `fuzzy`"):
+        select_representative(
+            corpora(), CAPABILITIES, scorers, SETTINGS, scores=tmp_path / "scores", out=out,
+            already_dropped=dropped_table({"x": "fuzzy"}),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("files", [1, 4])
+def test_files_in_any_order_give_the_bytes_of_memory(tmp_path: Path, files: int) -> None:
+    run(tmp_path / "memory")
+    found = {}
+    for source, documents in corpora(shuffle=3).items():
+        paths = [tmp_path / "d" / source / f"{number}.parquet" for number in range(files)]
+        for number, path in enumerate(paths):
+            write_documents(path, documents[number::files])
+        found[source] = Corpus(source, tuple(reversed(paths)))
+    scorers = Scorers(Known("educational", ("educational_score",), 1), JUDGES, embed)  # type: ignore[arg-type]
+    with open_runner(Execution(tasks=3)) as runner:
+        select_representative(
+            found,
+            CAPABILITIES,
+            scorers,
+            SETTINGS,
+            scores=tmp_path / "s",
+            out=tmp_path / "files",
+            runner=runner,
+        )
+    assert hash_folder(tmp_path / "files") == hash_folder(tmp_path / "memory" / "out")
+
+
+def test_what_does_not_add_up_is_an_error() -> None:
+    read = pl.DataFrame({"id": ["a", "b", "c"]})
+    cuts = dict.fromkeys(ALL_STAGES, read.head(1)) | {"read": read, "exact": read, "minhash": read}
+    cuts["added"] = read.clear()
+    verdicts = pl.DataFrame({"id": ["a", "b", "c"], "verdict": ["kept", "educational", "educational"]})
+    audit("s", cuts, verdicts)
+    with pytest.raises(DataError, match=r"do not add up at the stage `reasoning`: 1 reached it"):
+        audit("s", cuts | {"reasoning": read.head(2)}, verdicts)
+    with pytest.raises(DataError, match="3 were read, 2 have verdicts"):
+        audit("s", cuts, verdicts.head(2))
+    with pytest.raises(DataError, match="3 were read, 3 have verdicts"):
+        audit("s", cuts, verdicts.with_columns(id=pl.Series(["a", "b", "b"])))
+    with pytest.raises(DataError, match="at the stage `educational`"):
+        audit("s", cuts, verdicts.with_columns(verdict=pl.Series(["kept", "educational", "domain"])))
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """Peak memory of the cascade over 2 MB and over 100 MB of text, of equally many documents."""
+    from tests.curation.large_corpus import make
+
+    peaks = []
+    for characters in (1_000, 50_000):
+        make(tmp_path / str(characters), characters)
+        command = [sys.executable, "-m", "tests.curation.large_corpus", str(tmp_path / str(characters))]
+        result = subprocess.run(
+            command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(result.stdout))
+    assert peaks[1] - peaks[0] < 75 * 2**20, f"{peaks[0] >> 20} MB, then {peaks[1] >> 20} MB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import random
@@ -46,10 +47,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def tables(scores: Path) -> set[Path]:
+    """Tables and parts at their final names; folders may vanish meanwhile."""
+    found = {Path(folder) / name for folder, _, names in os.walk(scores) for name in names}
+    return {file for file in found if file.suffix == ".parquet" and not file.name.startswith(".")}
+
+
 def whole(scores: Path) -> None:
     """Nothing at a final name is half written."""
-    for file in scores.rglob("*.parquet"):
-        if not file.name.startswith("."):
+    for file in tables(scores):
+        with contextlib.suppress(FileNotFoundError):  # parts go when their table is there
             pq.read_table(file)
 
 
@@ -81,10 +88,12 @@ def test_random_kills_of_parent_or_worker_change_nothing(tmp_path: Path) -> None
 def _kill_at_random(
     process: subprocess.Popen[str], moments: random.Random, victims: dict[str, int], scores: Path
 ) -> None:
-    """Kill workers, and at last the parent, at moments from its very start on; return when it has ended."""
+    """Kill workers, and at last the parent, while it starts or while it scores; return when it has ended."""
     while sum(victims.values()) < KILLS:
+        if moments.random() < 0.75:
+            _until_a_part_is_new(process, scores)
         try:
-            process.wait(moments.uniform(0.3, 3.5))
+            process.wait(moments.uniform(0.0, 1.5))
             return
         except subprocess.TimeoutExpired:
             whole(scores)
@@ -96,6 +105,13 @@ def _kill_at_random(
             process.kill()
             victims["parent"] += 1
             return
+
+
+def _until_a_part_is_new(process: subprocess.Popen[str], scores: Path) -> None:
+    known = tables(scores)
+    deadline = time.monotonic() + 30
+    while process.poll() is None and tables(scores) <= known and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_a_dead_worker_is_noticed_and_its_units_are_done_again(tmp_path: Path) -> None:
