@@ -51,6 +51,7 @@ class AskLLM:
     precision    : of the weights; the last layer and the scores are float32 always
     share_prefix : compute the prompt before the document once and reuse its keys and values (causal models
                    with plain attention; others fall back to computing it each time)
+    variant      : end of the table's name, for a second table of the same judge and prompt
     """
 
     model: str
@@ -62,10 +63,11 @@ class AskLLM:
     share_prefix: bool = True
     device: str = "cpu"
     unsafe_weights: bool = False
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"ask_llm-{self.prompt.name}"
+        return f"ask_llm-{self.prompt.name}{self.variant}"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Hierarchical rejection sampling, MobileLLM-R1 section 5.1.1: corpora down to a representative set of each.
 
-    read (-> exact and MinHash duplicates dropped before) -> educational score -> Ask-LLM, reasoning
-        -> Ask-LLM, domain -> deduplication across corpora -> N
+    read (-> exact and MinHash duplicates dropped before) (-> language) -> educational score
+        -> Ask-LLM, reasoning -> Ask-LLM, domain -> deduplication across corpora -> N
 
 Each cut looks at score tables only, which stay beside the corpora: with other thresholds nothing that was scored is
 scored again. Texts are read by the scorers, a unit at a time, and again for the survivors alone; memory grows with
@@ -21,12 +21,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.ask_llm import AskLLM
 from curation.atomic import replacing, write_json
+from curation.classifiers.language import LanguageRule, LanguageScorer, none_passed, passing_language
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
-from curation.educational import EducationalClassifier, EducationalRule, few_passed, passing
+from curation.educational import EducationalRule, few_passed, passing
 from curation.funnel import audit, funnel_rows
+from curation.judge_scores import judge_notes, judge_scores
 from curation.score_tables import score_files, top_share
 from curation.scorer import Scorer
 from curation.scoring.corpus import Corpus, check_ids, spill
@@ -60,6 +61,7 @@ class CascadeSettings:
     """The cuts; the defaults are the paper's where it states them.
 
     educational  : rule for every source; `educational_of` has others for single sources
+    language_of  : sources that are cut by language first, which needs `Scorers.language`
     reasoning_share, domain_share : parts of each source that the judge's two cuts keep
     threshold, rule : semantic deduplication; unpublished
     documents    : size of each representative set
@@ -68,6 +70,7 @@ class CascadeSettings:
 
     educational: EducationalRule
     educational_of: Mapping[str, EducationalRule] = field(default_factory=dict)
+    language_of: Mapping[str, LanguageRule] = field(default_factory=dict)
     reasoning_share: float = 0.1
     domain_share: float = 0.1
     threshold: float = 0.9
@@ -80,13 +83,15 @@ class CascadeSettings:
 class Scorers:
     """The models of the cascade: the classifier, and the judge with a prompt for each purpose.
 
+    classifier : with a column `educational_score`: EducationalClassifier, or a classifier of one's own
     judges : by `reasoning`, the capabilities, and `combined` for sources with several capabilities or none
     embed  : texts to float32 [n, dim] with rows of length 1
     """
 
-    classifier: EducationalClassifier
-    judges: Mapping[str, AskLLM]
+    classifier: Scorer
+    judges: Mapping[str, Scorer]
     embed: Embed
+    language: LanguageScorer | None = None
 
 
 def domain_prompt(capabilities: Sequence[str]) -> str:
@@ -145,7 +150,13 @@ def select_representative(
             _choose(cuts[source], partial(scoring.texts, source), duplicates, scorers.embed, kept, settings)
             verdicts.append(verdict_table(source, cuts[source], duplicates, early[source], settings))
             audit(source, cuts[source], verdicts[-1])
-            funnel += funnel_rows(source, cuts[source], sizes[source], early=already_dropped is not None)
+            funnel += funnel_rows(
+                source,
+                cuts[source],
+                sizes[source],
+                early=already_dropped is not None,
+                language=bool(settings.language_of),
+            )
             final = pl.concat([cuts[source]["representative"], cuts[source]["added"]])
             _write_representative(out / f"{source}.parquet", final, scoring, source)
             if final.height < settings.documents:
@@ -222,7 +233,8 @@ def _judge(
         exact = read.join(before.filter(kind="exact"), on="id", how="anti")
         minhash = exact.join(before, on="id", how="anti")
         found[source] = {"read": read, "exact": exact, "minhash": minhash}
-        rated = scoring.table(scorers.classifier, source, minhash)
+        found[source] |= _in_language(scoring, source, minhash, scorers, settings)
+        rated = scoring.table(scorers.classifier, source, found[source]["language"])
         rule = settings.educational_of.get(source, settings.educational)
         taught = passing(rated, rule)
         if warning := few_passed(source, taught.height, rated.height, rule):
@@ -230,19 +242,44 @@ def _judge(
         found[source] |= {"rated": rated, "educational": taught}
     for source, cuts in found.items():
         judge = scorers.judges["reasoning"]
-        cuts["asked"] = _asked(scoring, source, cuts["educational"], judge, "reasoning")
+        share = settings.reasoning_share
+        cuts["asked"] = _asked(scoring, source, cuts["educational"], judge, "reasoning", share, warnings)
         cuts["reasoning"] = top_share(cuts["asked"], "reasoning_margin", settings.reasoning_share)
     prompts = {source: domain_prompt(capabilities.get(source, ())) for source in found}
     for source in sorted(found, key=prompts.__getitem__):
         judge, cuts = scorers.judges[prompts[source]], found[source]
-        cuts["judged"] = _asked(scoring, source, cuts["reasoning"], judge, "domain")
+        share = settings.domain_share
+        cuts["judged"] = _asked(scoring, source, cuts["reasoning"], judge, "domain", share, warnings)
         cuts["domain"] = top_share(cuts["judged"], "domain_margin", settings.domain_share)
     return found
 
 
-def _asked(scoring: _Scoring, source: str, table: pl.DataFrame, judge: AskLLM, name: str) -> pl.DataFrame:
+def _in_language(
+    scoring: _Scoring, source: str, reached: pl.DataFrame, scorers: Scorers, settings: CascadeSettings
+) -> Cuts:
+    """`language`, the documents that pass the source's rule, and `spoken`, the scores; all of them without a rule."""
+    rule = settings.language_of.get(source)
+    if rule is None or scorers.language is None:
+        return {"language": reached}
+    spoken = scoring.table(scorers.language, source, reached)
+    passed = passing_language(spoken, rule)
+    if spoken.height and not passed.height:
+        raise none_passed(source, spoken, rule)
+    return {"spoken": spoken, "language": passed.select("id")}
+
+
+def _asked(
+    scoring: _Scoring,
+    source: str,
+    table: pl.DataFrame,
+    judge: Scorer,
+    name: str,
+    share: float,
+    warnings: list[str],
+) -> pl.DataFrame:
     """`table` ranked, with the judge's margin and calibrated probability as `<name>_margin` and `<name>_p`."""
-    scores = scoring.table(judge, source, table)
+    scores = judge_scores(judge, table, share, lambda scorer, ids: scoring.table(scorer, source, ids))
+    warnings += judge_notes(source, scores, judge)
     wanted = scores.select(
         "id", pl.col("margin").alias(f"{name}_margin"), pl.col("p1_calibrated").alias(f"{name}_p")
     )

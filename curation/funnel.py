@@ -11,11 +11,11 @@ from curation.errors import DataError
 
 EARLY = ("exact", "minhash")
 """Stages of documents that were dropped before anything was scored."""
-STAGES = ("read", *EARLY, "educational", "reasoning", "domain", "deduplicated", "representative")
+STAGES = ("read", *EARLY, "language", "educational", "reasoning", "domain", "deduplicated", "representative")
 
 
 def funnel_rows(
-    source: str, cuts: Mapping[str, pl.DataFrame], sizes: pl.DataFrame, *, early: bool
+    source: str, cuts: Mapping[str, pl.DataFrame], sizes: pl.DataFrame, *, early: bool, language: bool = False
 ) -> list[dict[str, Any]]:
     """Rows `source, stage, documents, share` (of the documents read) and `tokens` or `bytes`, whichever `sizes` has.
 
@@ -23,11 +23,13 @@ def funnel_rows(
         counts these too, and says how many as `topped_up`, if any
     sizes : `id` and one column
     early : whether documents were dropped before scoring; else the stages of `EARLY` are left out
+    language : whether there is a cut by language; else its stage is left out
     """
     unit = sizes.columns[1]
     read = cuts["read"].height
     rows = []
-    for stage in STAGES if early else [stage for stage in STAGES if stage not in EARLY]:
+    absent = (*(() if early else EARLY), *(() if language else ("language",)))
+    for stage in [stage for stage in STAGES if stage not in absent]:
         left = cuts[stage].select("id")
         if stage == "representative":
             left = pl.concat([left, cuts["added"].select("id")])

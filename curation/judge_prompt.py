@@ -9,7 +9,7 @@ is ever let through from a document.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ PLACEHOLDER = "{document}"
 TASKS = ("reasoning", "code", "mathematics", "knowledge", "combined")
 _SENTINEL = "MIXWRIGHT-DOCUMENT-6b1f0c57"
 _MARKUP = regex.compile(r"[<\[{|].*[>\]}|]", regex.DOTALL)
+# Turns that a template writes as plain text, such as `[/INST]`, `<<SYS>>`, `### Response:` and `ASSISTANT:`.
+_TURN_MARK = regex.compile(r"[<\[{|]\S*[>\]}|]|^\s*#{2,}[^\n]+|^\s*[\w ]{1,24}:\s*$", regex.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ def load_prompt(name: str) -> Prompt:
     """Read a prompt: one of this package (`reasoning-v1`), or the path of the user's own text file.
 
     The file has the line `{document}` exactly once, with a delimiter line above and below it, and ends where
-    the
-    answer comes. Raises RecipeError when it does not, or there is no such prompt.
+    the answer comes. A file of the user's own is named for its stem and the hash of its text. Raises
+    RecipeError when it has another form, or there is no such prompt.
     """
     packaged = PROMPT_FOLDER / f"{name}.txt"
-    path = packaged if packaged.exists() else Path(name)
+    own = not packaged.exists()
+    path = Path(name) if own else packaged
     try:
         text = path.read_text(encoding="utf-8").rstrip()
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +68,9 @@ def load_prompt(name: str) -> Prompt:
             where=name,
             remedy=f"Give the path of a UTF-8 text file, or one of: {known}",
         ) from error
-    return parse_prompt(path.stem, text)
+    prompt = parse_prompt(regex.sub(r"[^\w.-]", "_", path.stem), text)
+    # Tables are named for the prompt: two files of one name, or two versions of one file, must not share them.
+    return replace(prompt, name=f"{prompt.name}-{prompt.sha256[:8]}") if own else prompt
 
 
 def parse_prompt(name: str, text: str) -> Prompt:
@@ -96,6 +101,7 @@ class PromptTokens:
         """
         self.tokenizer, self.prompt = tokenizer, prompt
         before, after = _in_template(tokenizer, prompt) if chat else (prompt.before, prompt.after)
+        turns = _turn_marks(before, after, prompt) if chat else frozenset()
         self.prefix = self._ids(before)
         self.suffix = self._ids(after)
         if not chat and _adds_bos(tokenizer):
@@ -110,8 +116,11 @@ class PromptTokens:
                 remedy="Choose another judge",
             )
         self._control_ids, self._control = _control_tokens(tokenizer)
-        broken = sorted({*self._control, *prompt.delimiters}, key=lambda text: (-len(text), text))
+        broken = sorted({*self._control, *prompt.delimiters, *turns}, key=lambda text: (-len(text), text))
         self._breaks = regex.compile("|".join(map(regex.escape, broken)), regex.IGNORECASE)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._normalizer = getattr(backend, "normalizer", None)
+        self._gap = [i for i in self._ids(" ") if i not in self._control_ids][:1]
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.suffix)
@@ -122,12 +131,28 @@ class PromptTokens:
             self.tokenizer, [self.neutralise(text) for text in texts], max_tokens + 1, special=False
         )
         cut = [len(row) > max_tokens for row in rows]
-        return [[i for i in row[:max_tokens] if i not in self._control_ids] for row in rows], cut
+        return [self._without_control(row[:max_tokens]) for row in rows], cut
 
     def neutralise(self, text: str) -> str:
-        """Break up control tokens and delimiters with a space after their first character, until none is
-        left.
+        """Break up control tokens, delimiters and turn marks with a space after their first character.
+
+        Tokenizers that normalise (T5's makes plain characters of full-width ones and drops invisible ones)
+        could put one together again; such a text is broken up in its normal form.
         """
+        text = self._broken_up(text)
+        if self._normalizer is not None:
+            normal = self._normalizer.normalize_str(text)
+            if self._breaks.search(normal):
+                return self._broken_up(normal)
+        return text
+
+    def _without_control(self, row: list[int]) -> list[int]:
+        """A space in place of each control token that still came through: what stood around it must not join."""
+        if self._control_ids.isdisjoint(row):
+            return row
+        return [kept for i in row for kept in (self._gap if i in self._control_ids else [i])]
+
+    def _broken_up(self, text: str) -> str:
         while True:
             broken = self._breaks.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
             if broken == text:
@@ -163,6 +188,13 @@ def _in_template(tokenizer: Any, prompt: Prompt) -> tuple[str, str]:
             remedy="Set `chat: false` for this judge",
         )
     return before, rest[0]
+
+
+def _turn_marks(before: str, after: str, prompt: Prompt) -> frozenset[str]:
+    """What the template writes around the user's turn and looks like markup: it must not come from a document."""
+    around = before.removesuffix(prompt.before) + "\n" + after.removeprefix(prompt.after)
+    marks = {match[0].strip() for match in _TURN_MARK.finditer(around)}
+    return frozenset(mark for mark in marks if len(mark) > 1)
 
 
 def _adds_bos(tokenizer: Any) -> bool:

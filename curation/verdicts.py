@@ -62,7 +62,8 @@ def verdict_table(
 ) -> pl.DataFrame:
     """Columns `id, source, verdict, reason`, sorted by id, a row for each document of `cuts["read"]`.
 
-    cuts  : the survivors at each of `STAGES`; `rated`, `asked` and `judged`, those that a model scored; and
+    cuts  : the survivors at each of `STAGES`; `spoken` (if there is a cut by language), `rated`, `asked` and
+        `judged`, those that a model scored; and
         `added`, those that filled the places of duplicates
     early : what `dropped_before` gives
     """
@@ -97,6 +98,7 @@ def _reasons(
     table = {d.dropped: f"duplicate of {d.kept_instead}, cosine {d.cosine:.4f}" for d in duplicates}
     return {
         **dict.fromkeys(EARLY, early.select("id", "why")),
+        "language": _languages(cuts),
         "educational": cuts["rated"].select(
             "id", pl.format("score {}, rule {}", score, pl.lit(str(rule))).alias("why")
         ),
@@ -105,6 +107,15 @@ def _reasons(
         "deduplicated": pl.DataFrame({"id": list(table), "why": list(table.values())}, schema=_WHY),
         "representative": _ranks(cuts["deduplicated"], 1.0, settings.documents),
     }
+
+
+def _languages(cuts: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    if "spoken" not in cuts:
+        return pl.DataFrame(schema=_WHY)
+    share = pl.col("language_probability").cast(pl.Float64).round(3)
+    return cuts["spoken"].select(
+        "id", pl.format("language {}, probability {}", "language", share).alias("why")
+    )
 
 
 def _ranks(ranked: pl.DataFrame, share: float, kept: int) -> pl.DataFrame:

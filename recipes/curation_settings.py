@@ -105,7 +105,8 @@ class EducationalSettings(Settings):
     """The educational-quality cut: MobileLLM-R1 keeps FineWeb-Edu scores above 4."""
 
     model: str = "HuggingFaceFW/fineweb-edu-classifier"
-    """A hub id, a folder, or `trained` for the small classifier that the run trains from `labels.educational`."""
+    """A hub id; a folder, also one that `mixwright classifier train` made; or `trained` for the small classifier
+    that the run trains from `labels.educational`."""
     rule: str = "raw > 4"
     """`raw > 4` (the paper's words), `int_score >= 4` (the rounded score), `top 0.1` (of each source) or `all`."""
     per_source: dict[str, str] = Field(default_factory=dict)
@@ -126,18 +127,77 @@ class EducationalSettings(Settings):
         return value
 
 
-class JudgeSettings(Settings):
-    """Ask-LLM: P("1") of a judge that reads the document inside a prompt."""
+class JudgeServerSettings(Settings):
+    """A judge behind an OpenAI-compatible API that returns log-probabilities. The text of the documents goes there."""
 
+    url: str
+    """Base of the API, such as `http://127.0.0.1:8000/v1`."""
     model: str
-    """A folder or hub id of a causal language model, or `trained` for the judge the run trains from `labels`.
-    The paper does not name its judge, so there is no default."""
+    """Name under which the server offers the judge."""
+    api: Literal["completions", "chat"] = "completions"
+    """`completions` for base models, `chat` for instruction models."""
+    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the API key, if the server wants one; the key itself is written nowhere."""
+    concurrency: Count = 8
+    """Requests at the same time, over all workers."""
+    top_logprobs: Count = 20
+    """Tokens whose log-probabilities are asked for; some servers allow 5 at most."""
+    timeout_seconds: Positive = 120.0
+    retries: int = Field(default=5, ge=0, le=20)
+    system_fingerprint: str | None = None
+    """When given, answers of a server whose fingerprint is another are refused."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_http(cls, value: str) -> str:
+        from curation.judge_client import check_url
+
+        try:
+            check_url(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class JudgeSettings(Settings):
+    """Ask-LLM: P("1") of a judge that reads the document inside a prompt. Needs `model` or `server`, not both."""
+
+    model: str | None = None
+    """A folder or hub id of a causal or encoder-decoder language model, or `trained` for the judge the run trains
+    from `labels`. The paper does not name its judge, so there is no default."""
+    server: JudgeServerSettings | None = None
+    """A served judge instead."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of a loaded judge's weights. With `bfloat16`, documents near each cut are scored again in float32."""
+    prompts: dict[Literal["reasoning", "code", "mathematics", "knowledge", "combined"], str] = Field(
+        default_factory=dict
+    )
+    """Other prompts: the path of a text file, relative to the recipe, or the name of a packaged one."""
     reasoning_share: Share = 0.1
     """Share of each source kept by the reasoning prompt (paper: top 10 %)."""
     domain_share: Share = 0.1
     """Share of each source kept by the domain prompt after that (paper: top 10 %)."""
     context: Count = 1024
-    """Tokens of a document shown to the judge; longer ones are cut at the end."""
+    """Tokens of a document shown to the judge; longer ones are cut at the end. A server gets 4 characters each."""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> JudgeSettings:
+        if (self.model is None) == (self.server is None):
+            raise ValueError("the judge needs either `model` or `server`, and not both")
+        return self
+
+
+class LanguageSettings(Settings):
+    """A cut by language before anything is scored; left out, there is none."""
+
+    model: str
+    """A fastText model whose labels are languages, such as lid.176.bin, relative to the recipe."""
+    languages: list[str] = Field(default_factory=list)
+    """Languages to keep, by the model's names, such as `[en]`; empty for no cut but that of `per_source`."""
+    minimum_probability: Share = 0.65
+    """Probability of the language from which on a document is kept (FineWeb's)."""
+    per_source: dict[str, list[str]] = Field(default_factory=dict)
+    """Other languages for single sources; an empty list for no cut, as code needs."""
 
 
 class NearDuplicatesSettings(Settings):
@@ -179,6 +239,7 @@ class CurationSettings(Settings):
     near_duplicates: NearDuplicatesSettings = NearDuplicatesSettings()
     educational: EducationalSettings = EducationalSettings()
     judge: JudgeSettings
+    language: LanguageSettings | None = None
     deduplication: DeduplicationSettings = DeduplicationSettings()
     representative_documents: Count = 10_000
     """Documents of each representative set (paper: about 10,000)."""

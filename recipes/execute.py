@@ -9,6 +9,7 @@ from pathlib import Path
 
 from curation.atomic import write_json, write_text
 from curation.errors import RecipeError
+from recipes.curation_settings import CurationSettings
 from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
 from recipes.pipeline import Run, Stage, is_done, locked, run_stage
@@ -76,7 +77,9 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     training = recipe.post_training.model_copy(update=post)
     phases = [_with_absolute_teacher(phase, base) for phase in recipe.final.phases]
     final = recipe.final.model_copy(update={"phases": phases})
-    return recipe.model_copy(update={"sources": sources, "post_training": training, "final": final})
+    curation = _curation_with_absolute_paths(recipe.curation, base)
+    changed = {"sources": sources, "post_training": training, "curation": curation, "final": final}
+    return recipe.model_copy(update=changed)
 
 
 def _with_absolute_teacher(phase: FinalPhase, base: Path) -> FinalPhase:
@@ -85,3 +88,16 @@ def _with_absolute_teacher(phase: FinalPhase, base: Path) -> FinalPhase:
         return phase
     teacher = str(base / phase.distill.teacher)
     return phase.model_copy(update={"distill": phase.distill.model_copy(update={"teacher": teacher})})
+
+
+def _curation_with_absolute_paths(curation: CurationSettings, base: Path) -> CurationSettings:
+    """Prompts that are files beside the recipe (others are names of packaged ones), and the language model."""
+    prompts = {
+        purpose: str(base / name) if (base / name).is_file() else name
+        for purpose, name in curation.judge.prompts.items()
+    }
+    changed: dict[str, object] = {"judge": curation.judge.model_copy(update={"prompts": prompts})}
+    if curation.language is not None:
+        model = str(base / curation.language.model)
+        changed["language"] = curation.language.model_copy(update={"model": model})
+    return curation.model_copy(update=changed)

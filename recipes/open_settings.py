@@ -18,7 +18,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
         ),
         (
             "judge of Ask-LLM",
-            f"{judge.model}, {judge.context} tokens of each document",
+            f"{judge.server.model if judge.server else judge.model}, {judge.context} tokens of each document",
             "model and prompts unpublished",
             "Prompts are versioned text files; a trained judge is as good as its labels, which are listed.",
         ),

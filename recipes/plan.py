@@ -40,8 +40,17 @@ def make_plan(run: Run) -> dict[str, Any]:
         "seconds": sum(row["seconds"] for row in todo),
         "disk_megabytes": disk_megabytes(run.recipe) if todo else 0.0,
         "final_training": plan_final(run.recipe),
+        "notes": _notes(run.recipe),
         "speed": f"measured now: {rate / 1e9:.0f} GFLOP/s of training on one thread, {run.workers} workers.",
     }
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """What a user should know before starting."""
+    server = recipe.curation.judge.server
+    if server is None:
+        return []
+    return [f"The text of documents is sent to {server.url}, to be judged by {server.model}."]
 
 
 def measure_flops(recipe: Recipe) -> float:

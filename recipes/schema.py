@@ -78,6 +78,9 @@ class Recipe(Settings):
         for source in self.curation.educational.per_source:
             if source not in known:
                 raise ValueError(f"`educational.per_source` names the source `{source}`, which is not listed")
+        for source in self.curation.language.per_source if self.curation.language else ():
+            if source not in known:
+                raise ValueError(f"`language.per_source` names the source `{source}`, which is not listed")
         return self
 
     @model_validator(mode="after")

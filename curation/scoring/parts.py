@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 
 from curation.atomic import hash_value, writing_to
 from curation.errors import DataError
-from curation.scorer import Scorer
+from curation.scorer import Scorer, column_kind
 
 NAME_DIGITS = 32
-_WHOLE_NUMBERS = ("tokens", "bytes")
 
 
 def scorer_facts(scorer: Scorer, unit_documents: int) -> dict[str, Any]:
@@ -42,9 +41,9 @@ def part_name(ids: Sequence[str], fingerprint: str) -> str:
 
 
 def part_schema(columns: Sequence[str]) -> pa.Schema:
-    """`id` and a scorer's columns: float32, but bool for `truncated` and int64 for `tokens` and `bytes`."""
-    types = {"truncated": pa.bool_(), **dict.fromkeys(_WHOLE_NUMBERS, pa.int64())}
-    return pa.schema([("id", pa.string()), *[(name, types.get(name, pa.float32())) for name in columns]])
+    """`id` and a scorer's columns, of the kinds that `column_kind` says."""
+    types = {"float32": pa.float32(), "bool": pa.bool_(), "int64": pa.int64(), "string": pa.string()}
+    return pa.schema([("id", pa.string()), *[(name, types[column_kind(name)]) for name in columns]])
 
 
 def write_part(
@@ -56,6 +55,8 @@ def write_part(
     """
     for column in scorer.columns:
         values = np.asarray(scores[column])
+        if column_kind(column) == "string" and len(values) == len(ids):
+            continue
         if len(values) != len(ids) or not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values))[0]) if len(values) == len(ids) else 0
             raise DataError(

@@ -25,6 +25,7 @@ from mixing.report.records import RunFacts
 from mixing.report.thresholds import threshold_blocks
 
 STAGE_TITLES = {
+    "language": "In its languages",
     "exact": "Exact copies out",
     "minhash": "Near copies out",
     "deduplicated": "Paraphrases out",

@@ -64,6 +64,8 @@ def plan(
     say(f"  {final['process_megabytes']:,.0f} MB of memory at its peak (the {final['peak_at']}):")
     memory = ("weights", "gradients", "moments", "mean", "activations", "working")
     say("  " + ", ".join(f"{name} {final[f'{name}_megabytes']:,.0f}" for name in memory) + ".")
+    for note in made["notes"]:
+        say(f"  {note}")
 
 
 @app.command()

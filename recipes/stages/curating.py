@@ -10,12 +10,16 @@ import polars as pl
 from curation.ask_llm import AskLLM
 from curation.atomic import write_json
 from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
+from curation.classifiers.folder import open_classifier
+from curation.classifiers.language import LanguageRule, LanguageScorer, check_languages
 from curation.documents import Document
-from curation.educational import EducationalClassifier, parse_rule
+from curation.educational import parse_rule
 from curation.embedding import embed, train_lsa_embedder
-from curation.judge_prompt import load_prompt
+from curation.judge_prompt import Prompt, load_prompt
+from curation.judge_server import CHARACTERS_PER_TOKEN, ServerJudge
 from curation.labels import LabelledExample, LabelRule, balanced, label_counts, label_documents
 from curation.raters import RaterSettings, train_classifier, train_judge
+from curation.scorer import Scorer
 from curation.scoring.execution import Execution
 from curation.scoring.runners import open_runner
 from curation.sizes import TokenCount
@@ -30,7 +34,13 @@ CLASSIFIER_SCALE = 5.0
 def prompt_names(recipe: Recipe) -> dict[str, str]:
     """The prompt of each purpose that the recipe's sources need: `reasoning`, capabilities, `combined`."""
     needed = {domain_prompt(source.capabilities) for source in recipe.sources}
-    return {purpose: f"{purpose}-v1" for purpose in ["reasoning", *sorted(needed)]}
+    own = {str(purpose): name for purpose, name in recipe.curation.judge.prompts.items()}
+    return {purpose: own.get(purpose, f"{purpose}-v1") for purpose in ["reasoning", *sorted(needed)]}
+
+
+def _prompt_hashes(recipe: Recipe) -> list[str]:
+    """Of the prompts' texts: a file that was edited is another prompt."""
+    return [load_prompt(name).sha256 for name in prompt_names(recipe).values()]
 
 
 def _rules(recipe: Recipe, task: str) -> list[LabelRule]:
@@ -122,7 +132,7 @@ def _raters(run: Run) -> Spent:
         run.path("raters", "models.json"),
         {
             "educational": curation.educational.model,
-            "judge": curation.judge.model,
+            "judge": curation.judge.server.model if curation.judge.server else curation.judge.model,
             "embedder": curation.deduplication.embedder,
         },
     )
@@ -147,23 +157,58 @@ def _model(run: Run, named: str, rater: str) -> str:
 def scorers(run: Run) -> Scorers:
     """The models of the cascade that the recipe names, or that the run has trained."""
     curation = run.recipe.curation
-    trained_judge = curation.judge.model == "trained"
-    judges = {
-        purpose: AskLLM(
-            _model(run, curation.judge.model, "judge"),
-            load_prompt(name),
-            max_document_tokens=min(curation.judge.context, curation.raters.context)
-            if trained_judge
-            else curation.judge.context,
-        )
-        for purpose, name in prompt_names(run.recipe).items()
-    }
-    classifier = EducationalClassifier(
+    judges = {purpose: _judge(run, load_prompt(name)) for purpose, name in prompt_names(run.recipe).items()}
+    classifier = open_classifier(
         _model(run, curation.educational.model, "educational"),
         max_tokens=curation.raters.context if curation.educational.model == "trained" else 512,
     )
     embedder = _model(run, curation.deduplication.embedder, "embedder")
-    return Scorers(classifier, judges, partial(_embed, embedder))
+    language = LanguageScorer(curation.language.model) if curation.language else None
+    return Scorers(classifier, judges, partial(_embed, embedder), language)
+
+
+def _judge(run: Run, prompt: Prompt) -> Scorer:
+    curation, judge = run.recipe.curation, run.recipe.curation.judge
+    if judge.server is not None:
+        server = judge.server
+        return ServerJudge(
+            server.url,
+            server.model,
+            prompt,
+            api=server.api,
+            key_variable=server.key_variable,
+            concurrency=-(-server.concurrency // run.workers),
+            max_document_characters=judge.context * CHARACTERS_PER_TOKEN,
+            top_logprobs=server.top_logprobs,
+            system_fingerprint=server.system_fingerprint,
+            timeout=server.timeout_seconds,
+            retries=server.retries,
+        )
+    trained = judge.model == "trained"
+    return AskLLM(
+        _model(run, str(judge.model), "judge"),
+        prompt,
+        max_document_tokens=min(judge.context, curation.raters.context) if trained else judge.context,
+        precision=judge.precision,
+    )
+
+
+def _language_rules(recipe: Recipe) -> dict[str, LanguageRule]:
+    """The rule of each source that is cut by language; RecipeError for a language that the model does not know."""
+    language = recipe.curation.language
+    if language is None:
+        return {}
+    wanted = {
+        source.name: language.per_source.get(source.name, language.languages) for source in recipe.sources
+    }
+    rules = {
+        source: LanguageRule(tuple(names), language.minimum_probability)
+        for source, names in wanted.items()
+        if names
+    }
+    for rule in rules.values():
+        check_languages(language.model, rule)
+    return rules
 
 
 def _embed(embedder: str, texts: Any) -> Any:
@@ -182,6 +227,7 @@ def cascade_settings(recipe: Recipe) -> CascadeSettings:
     return CascadeSettings(
         educational=parse_rule(curation.educational.rule),
         educational_of={name: parse_rule(rule) for name, rule in curation.educational.per_source.items()},
+        language_of=_language_rules(recipe),
         reasoning_share=curation.judge.reasoning_share,
         domain_share=curation.judge.domain_share,
         threshold=curation.deduplication.threshold,
@@ -219,6 +265,7 @@ RATERS = Stage(
         recipe.curation.labels.model_dump(),
         recipe.curation.educational.model,
         recipe.curation.judge.model,
+        _prompt_hashes(recipe) if recipe.curation.judge.model == "trained" else None,
         recipe.curation.deduplication.embedder,
         recipe.curation.deduplication.dimensions,
         recipe.probes.test_share,
@@ -238,6 +285,7 @@ REPRESENTATIVE = Stage(
     needs=("documents", "tokenizer", "near_duplicates", "raters"),
     settings=lambda recipe: [
         recipe.curation.model_dump(exclude={"raters", "labels", "near_duplicates"}),
+        _prompt_hashes(recipe),
         recipe.capabilities_of,
         recipe.probes.test_share,
         recipe.seed,

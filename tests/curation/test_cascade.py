@@ -47,7 +47,7 @@ class Known:
         return dict.fromkeys(self.columns, value)
 
 
-STAGES = [stage for stage in ALL_STAGES if stage not in EARLY]
+STAGES = [stage for stage in ALL_STAGES if stage not in (*EARLY, "language")]
 ASKED = ("margin", "p1_calibrated")
 JUDGES = {
     purpose: Known(purpose, ASKED, factor)
@@ -228,7 +228,7 @@ def test_documents_dropped_before_are_not_scored_but_have_verdicts_and_stages(tm
     rated = pl.read_parquet(tmp_path / "scores" / "beta" / "educational.parquet")["id"]
     assert rated.len() == 50 and not set(rated) & set(kinds)
     funnel = [row for row in read_json(out / "funnel.json") if row["source"] == "beta"]
-    assert [row["stage"] for row in funnel] == list(ALL_STAGES)
+    assert [row["stage"] for row in funnel] == [stage for stage in ALL_STAGES if stage != "language"]
     assert [row["documents"] for row in funnel][:3] == [100, 70, 50]
     sizes = {d.id: len(d.text.encode()) for d in corpora()["beta"]}
     assert funnel[0] == {
@@ -280,7 +280,12 @@ def test_files_in_any_order_give_the_bytes_of_memory(tmp_path: Path, files: int)
 
 def test_what_does_not_add_up_is_an_error() -> None:
     read = pl.DataFrame({"id": ["a", "b", "c"]})
-    cuts = dict.fromkeys(ALL_STAGES, read.head(1)) | {"read": read, "exact": read, "minhash": read}
+    cuts = dict.fromkeys(ALL_STAGES, read.head(1)) | {
+        "read": read,
+        "exact": read,
+        "minhash": read,
+        "language": read,
+    }
     cuts["added"] = read.clear()
     verdicts = pl.DataFrame({"id": ["a", "b", "c"], "verdict": ["kept", "educational", "educational"]})
     audit("s", cuts, verdicts)
