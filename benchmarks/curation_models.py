@@ -41,7 +41,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def classifier(*, write: bool, documents: int = 320) -> None:
+def classifier(*, write: bool, documents: int = 160) -> None:
     """BERT-base at 512 tokens: the naive float32 pipeline, our float32 pass, our bfloat16 pass with its recheck."""
     from curation.educational import EducationalClassifier, parse_rule, passing
     from curation.recheck import decide
@@ -55,11 +55,11 @@ def classifier(*, write: bool, documents: int = 320) -> None:
         folder = _classifier_folder(Path(scratch), texts)
         rough = EducationalClassifier(str(folder), precision="bfloat16")
         rule = parse_rule(RULE)
+        naive, (plain, tokens) = timed(lambda: _naive_scores(folder, texts))
         _warm(rough, found), _warm(rough.in_float32(), found)
         half, scores = timed(lambda: score_source(found, rough, Path(scratch) / "half"))
         again, decision = timed(lambda: decide(found, scores, rule, rough, Path(scratch) / "half"))
         sorted_, exact = timed(lambda: score_source(found, rough.in_float32(), Path(scratch) / "exact"))
-        naive, (plain, tokens) = timed(lambda: _naive_scores(folder, texts))
     report = decision.recheck
     assert report is not None
     truth = {f"{i:06d}" for i in np.flatnonzero(plain > rule.value)}
@@ -104,8 +104,8 @@ def _classifier_folder(scratch: Path, texts: list[str]) -> Path:
     model = BertForSequenceClassification(BertConfig(num_labels=1)).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        some = tokenizer(texts[::6], truncation=True, max_length=64, padding=True, return_tensors="pt")
-        states = model.bert(**some).pooler_output
+        some = [tokenizer(text, truncation=True, max_length=512, return_tensors="pt") for text in texts[::8]]
+        states = torch.cat([model.bert(**inputs).pooler_output for inputs in some])
         centre = states.mean(0)
         direction = torch.linalg.svd(states - centre, full_matrices=False).Vh[0]
         spread = ((states - centre) @ direction).std()

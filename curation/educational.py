@@ -32,6 +32,7 @@ import torch
 from curation.batches import head_tokens, length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
+from curation.memory import keep_freed_memory
 from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.score_tables import model_fingerprint, top_share
 
@@ -113,7 +114,7 @@ class EducationalClassifier:
 
     model        : folder or hub id of an AutoModelForSequenceClassification with one label
     max_tokens   : only the head of a document is seen, as published: 512 tokens or what the model can take
-    batch_tokens : padded tokens per forward pass; memory against speed
+    batch_tokens : padded tokens per forward pass; a CPU is fastest where these fit its cache, a GPU wants more
     reuse        : name of a `meta` field that already holds the score (FineWeb-Edu's `score`); such documents
                    are not scored again
     device       : where torch computes
@@ -125,7 +126,7 @@ class EducationalClassifier:
 
     model: str
     max_tokens: int = 512
-    batch_tokens: int = 8192
+    batch_tokens: int = 2048
     reuse: str | None = None
     device: str = "cpu"
     unsafe_weights: bool = False
@@ -217,4 +218,6 @@ def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str)
             "The tokenizer has no padding token", where=folder, remedy="Set one and save it again"
         )
     model = model.to(device).eval()
+    if device == "cpu":
+        keep_freed_memory()
     return tokenizer, to_bfloat16(model) if bits == 16 else model

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from curation.deduplicate import find_duplicates
 from curation.documents import Document
+from curation.near_duplicates import find_duplicates
 
 # Embedding a few more than are missing at once costs little; most of them are no duplicates.
 AT_ONCE = 2
