@@ -7,6 +7,8 @@ duplicates whom, and files of users.
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ from curation.atomic import hash_value, replacing
 from curation.documents import Document
 from curation.errors import DataError
 from curation.near_duplicates import EXACT_DOCUMENTS, PROBES, Rule, near_duplicates
+from curation.precision import Precision
+
+ROWS_AT_ONCE = 8192
+MAPPED_DOCUMENTS = 100_000
+"""From this number on, `deduplicate_files` keeps embeddings in a file, where a killed pass continues."""
 
 DUPLICATE_SCHEMA = pa.schema(
     [
@@ -89,14 +96,33 @@ def deduplicate(
         raise DataError(f"There are {len(documents)} documents but {len(vectors)} embeddings")
     order = keep_order(documents, priority, scores)
     ordered = [documents[i] for i in order]
-    settings = {"exact_documents": exact_documents, "probes": probes, "workers": workers}
-    result = near_duplicates(vectors[order], threshold, rule=rule, **settings)  # type: ignore[arg-type]
+    result = near_duplicates(
+        _in_order(vectors, order),
+        threshold,
+        rule=rule,
+        exact_documents=exact_documents,
+        probes=probes,
+        workers=workers,
+    )
     pairs = result.found
     if result.recall is not None and notes is not None:
         notes.append(result.recall.sentence())
     dropped = {j for j, _, _ in pairs}
     duplicates = [Duplicate(ordered[j].id, ordered[i].id, cosine) for j, i, cosine in pairs]
     return [d for j, d in enumerate(ordered) if j not in dropped], duplicates
+
+
+def _in_order(vectors: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The rows in keep-order; those of a memory-mapped file in a file that is gone when it is closed."""
+    if not isinstance(vectors, np.memmap):
+        return vectors[list(order)]
+    with tempfile.TemporaryFile(dir=Path(str(vectors.filename)).parent) as handle:
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            handle.write(np.ascontiguousarray(vectors[order[start : start + ROWS_AT_ONCE]]).tobytes())
+        handle.flush()
+        if not len(order):
+            return vectors[:0]
+        return np.memmap(handle, dtype=vectors.dtype, mode="r", shape=vectors.shape)
 
 
 def write_duplicates(path: Path | str, duplicates: Sequence[Duplicate]) -> None:
@@ -116,6 +142,7 @@ class DeduplicationReport:
     dropped: int
     out: str
     table: str
+    notes: tuple[str, ...] = ()
 
 
 def deduplicate_files(
@@ -126,15 +153,22 @@ def deduplicate_files(
     embedder: str | None = None,
     rule: Rule = "greedy",
     broken_tolerance: float = 0.01,
+    precision: Precision = "float32",
+    workers: int = 1,
 ) -> DeduplicationReport:
     """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the
     smaller id.
 
     embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts,
                whose folder `<out>.embedder` stays beside `out`
-    The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`.
+    precision : of the embedder; after a bfloat16 pass, documents with a near neighbour are embedded in float32
+    workers  : threads that compare
+    The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`. Embeddings of
+    `MAPPED_DOCUMENTS` or more are kept in `<out>.vectors` until the end, float32.
     """
-    from curation.embedding import embed, train_lsa_embedder
+    from curation.embedding import train_lsa_embedder
+    from curation.embedding_file import embed_to_file
+    from curation.embedding_recheck import embed_near
     from curation.rater_tokenizer import train_rater_tokenizer
     from curation.readers import read_files
     from curation.writers import write_file
@@ -150,12 +184,24 @@ def deduplicate_files(
     places: dict[str, int] = {}
     for document in documents:
         places.setdefault(document.source, len(places))
-    kept, duplicates = deduplicate(documents, embed(texts, embedder), threshold, rule=rule, priority=places)
+    notes: list[str] = []
+    stored = out.with_name(f"{out.name}.vectors")
+    if len(texts) >= MAPPED_DOCUMENTS:
+        vectors = embed_to_file(texts, embedder, stored)
+    else:
+        vectors, report = embed_near(
+            texts, embedder, threshold, precision=precision, search={"workers": workers}
+        )
+        notes += [report.sentence()] if report else []
+    kept, duplicates = deduplicate(
+        documents, vectors, threshold, rule=rule, priority=places, workers=workers, notes=notes
+    )
     write_file(out, kept)
     table = out.with_name(f"{out.name}.duplicates.parquet")
     write_duplicates(table, duplicates)
+    shutil.rmtree(stored, ignore_errors=True)
     return DeduplicationReport(
-        len(documents), counts.broken, len(kept), len(duplicates), str(out), str(table)
+        len(documents), counts.broken, len(kept), len(duplicates), str(out), str(table), tuple(notes)
     )
 
 

@@ -86,6 +86,23 @@ def near_duplicates(
     return NearDuplicates(sorted(_to_kept(found, vectors) if rule == "semdedup" else found), recall)
 
 
+def rows_near_others(
+    vectors: np.ndarray,
+    threshold: float,
+    *,
+    exact_documents: int = EXACT_DOCUMENTS,
+    probes: int = PROBES,
+    workers: int = 1,
+) -> np.ndarray:
+    """Which rows may have a cosine of `threshold` or more to another one, boolean [n]; a few of them have not."""
+    _check(vectors, 1.0, "greedy", probes)
+    with one_thread():
+        near = np.zeros((len(vectors), 1), dtype=np.int32)
+        if len(vectors) > exact_documents:
+            near = nearest_clusters(vectors, probes)
+        return _Search(RoughVectors(vectors), threshold, "greedy", near, workers).touched()
+
+
 class _Search:
     """One pass over the rows. `kept` says which rows later ones are compared with."""
 
@@ -104,19 +121,36 @@ class _Search:
 
     def run(self) -> list[Pair]:
         """All duplicates, with the nearest of the rows that they were compared with."""
-        rows = len(self.kept)
-        with progress("deduplicating", total=rows, unit="documents") as task, threads(self.workers) as pool:
+        with threads(self.workers) as pool:
+            for start, end, places, after in self._blocks("deduplicating"):
+                self._block(start, end, places, after, map if pool is None else pool.map)
+        return self.found
+
+    def touched(self) -> np.ndarray:
+        """Rows with a candidate, earlier or later."""
+        found = np.zeros(len(self.kept), dtype=bool)
+        with threads(self.workers) as pool:
             map_: Callable[..., Any] = map if pool is None else pool.map
-            places = np.zeros(len(self.members), dtype=np.int64)
-            start = 0
+            for _, _, places, after in self._blocks("comparing"):
+                groups = [g[a:b] for g, a, b in zip(self.members, places, after, strict=True)]
+                for rows, others in map_(self._seen, self._stripes(places, after)):
+                    found[rows] = found[others] = True
+                for rows, others in map_(self._inside, groups):
+                    found[rows] = found[others] = True
+        return found
+
+    def _blocks(self, what: str) -> Iterator[tuple[int, int, np.ndarray, list[int]]]:
+        """(first row, end, how many members of each cluster come before it, and before the end)."""
+        rows, start = len(self.kept), 0
+        places = np.zeros(len(self.members), dtype=np.int64)
+        with progress(what, total=rows, unit="documents") as task:
             while start < rows:
                 end = self._end(start, places)
                 after = [int(np.searchsorted(group, end)) for group in self.members]
-                self._block(start, end, places, after, map_)
+                yield start, end, places, after
                 places[:] = after
                 task.advance(end - start)
                 start = end
-        return self.found
 
     def _end(self, start: int, places: np.ndarray) -> int:
         """Where the block from `start` ends, so that no cluster has more than `BLOCK` rows in it."""
@@ -161,6 +195,10 @@ class _Search:
         order = np.lexsort((others, -values, rows))
         names, firsts = np.unique(rows[order], return_index=True)
         return names, others[order][firsts], values[order][firsts]
+
+    def _seen(self, work: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        rows, others = candidates(self.vectors, *work, self.threshold)
+        return np.unique(rows), np.unique(others)
 
     def _inside(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         later, earlier = candidates(self.vectors, rows, rows, self.threshold)

@@ -6,6 +6,7 @@ bfloat16 passes are only ever a first look: whatever lies near a threshold is co
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -48,10 +49,8 @@ def to_bfloat16(model: Any) -> Any:
             module.register_forward_pre_hook(_to_float32)
     if str(model.device) == "cpu" and getattr(model, "_supports_attention_backend", False):
         _register_attention()
-        try:
+        with suppress(ValueError, NotImplementedError):  # a class that brings its own attention keeps it
             model.set_attn_implementation(ATTENTION)
-        except (ValueError, NotImplementedError):  # a class that brings its own attention keeps it
-            pass
     return model
 
 

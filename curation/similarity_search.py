@@ -49,7 +49,11 @@ class RoughVectors:
 
 
 def candidates(
-    vectors: RoughVectors, rows: np.ndarray, others: np.ndarray, threshold: float, map_: Callable[..., Any] = map
+    vectors: RoughVectors,
+    rows: np.ndarray,
+    others: np.ndarray,
+    threshold: float,
+    map_: Callable[..., Any] = map,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(row, other) of every pair that may reach `threshold`, as row numbers of `vectors`.
 
@@ -111,5 +115,3 @@ def _hits(left: torch.Tensor, right: torch.Tensor, least: float) -> tuple[np.nda
 def _bits_not_above(value: float) -> int:
     """The bits of the largest bfloat16 that is not above `value`, which is positive."""
     return int(np.float32(value).view(np.int32)) >> 16 if value > 0 else 0
-
-
