@@ -39,7 +39,7 @@ def planted(rows: int, copies: int, dim: int = 384, seed: int = 0, groups: int =
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def deduplication(*, write: bool, rounds: int = 3) -> None:
+def deduplication(*, write: bool, rounds: int = 2) -> None:
     """20,000 x 384 with 2,000 planted near duplicates, and 140,000 in a process of its own."""
     torch.set_num_threads(1)
     vectors, copies = planted(20_000, 2_000), 2_000

@@ -22,8 +22,9 @@ from curation.ask_llm import AskLLM
 from curation.atomic import replacing, write_json
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
-from curation.educational import EducationalClassifier, EducationalRule, few_passed, passing
+from curation.educational import EducationalClassifier, EducationalRule, few_passed
 from curation.errors import DataError
+from curation.recheck import decide
 from curation.score_tables import score_source, top_share
 from curation.scoring_pool import ScoringPool
 from curation.top_up import KeptVectors, top_up
@@ -197,7 +198,10 @@ def _judge_source(
 
     read = score_source(documents, scorers.classifier, folder, pool=pool)
     rule = settings.educational_of.get(source, settings.educational)
-    taught = passing(read, rule)
+    decision = decide(documents, read, rule, scorers.classifier, folder, pool=pool)
+    read, taught = decision.scores.select("id", "educational_score"), decision.passing
+    if decision.recheck is not None:
+        warnings.append(decision.recheck.sentence(source))
     if warning := few_passed(source, taught.height, read.height, rule):
         warnings.append(warning)
     asked = top_share(

@@ -44,7 +44,7 @@ def to_bfloat16(model: Any) -> Any:
     """
     body = model.base_model
     body.to(torch.bfloat16)
-    for module in model.children():
+    for module in () if body is model else model.children():
         if module is not body and any(True for _ in module.parameters()):
             module.register_forward_pre_hook(_to_float32)
     if str(model.device) == "cpu" and getattr(model, "_supports_attention_backend", False):
