@@ -24,6 +24,9 @@ from training.prompts import Question, read_questions
 from training.rewards import Reward, describe_reward, named_reward
 from training.start import load_start, start_tokenizer
 
+INPUTS = "inputs.json"
+"""Where a run's start lies, for a replay; its hash is in training.json."""
+
 __all__ = ["GrpoResult", "GrpoSettings", "ObjectiveSettings", "grpo"]
 
 
@@ -80,6 +83,8 @@ def grpo(
         if not (out / "training.json").exists():
             write_json(out / "training.json", described)
         refuse_other_settings(read_json(out / "training.json"), described, out)
+        if not (out / INPUTS).exists():
+            write_json(out / INPUTS, {"start": str(start.resolve()), "reward": name})
         if not (out / "result.json").exists():
             function = named_reward(reward) if isinstance(reward, str) else reward
             model.to(device)
@@ -90,7 +95,7 @@ def grpo(
             run.train()
             save_huggingface(run.model, out / "model", tokenizer, generation)
             rows = run.evaluations()
-            write_json(out / "result.json", {"steps": settings.steps, "updates": run.updates, **rows})
+            write_json(out / "result.json", {"steps": settings.steps, "updates": run.policy.updates, **rows})
             for older in list_checkpoints(out / "resume").values():
                 remove_checkpoint(older)
     result = read_json(out / "result.json")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from curation.atomic import hash_value
-from curation.errors import DataError
 from curation.progress import progress
 from training.budgets import Ending
 from training.checkpoint import (
@@ -22,15 +20,14 @@ from training.checkpoint import (
     write_checkpoint,
 )
 from training.grpo_settings import GrpoSettings
-from training.grpo_step import GradientStats, Judged, add_gradient, judge, step_weights
+from training.grpo_step import GradientStats, Judged, step_weights
+from training.grpo_update import PolicyUpdates, autocast, judge_step, rate_at, steps_made
 from training.model import Decoder
-from training.optimizer import build_adamw, set_rate
 from training.prompts import Question, accuracy, question_at, score_rollouts
 from training.rewards import Reward, Scored
 from training.rollout import Prompt, Rollout, roll_out
 from training.rollout_records import read_rollouts, write_rollouts
 from training.run_log import RunLog, read_rows
-from training.schedules import rate_factor
 
 
 class GrpoRun:
@@ -52,20 +49,12 @@ class GrpoRun:
         self.questions, self.tests, self.settings, self.described = questions, tests, settings, described
         self.fingerprint = hash_value(described)
         self.ending = Ending.of(tokenizer, settings.rollout)
-        self.reference = reference
-        self.optimizer = build_adamw(
-            model,
-            weight_decay=settings.weight_decay,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            epsilon=settings.epsilon,
-        )
-        self.step = self.updates = 0
+        self.policy = PolicyUpdates(model, reference, settings)
+        self.step = 0
         saved = list_checkpoints(out / "resume")
         if saved:
-            state, _ = restore_checkpoint(saved[max(saved)], described, model, self.optimizer)
-            # Adam counts updates; the data position counts prompts, of which every step reads as many.
-            self.updates, self.step = state.step, state.sequences // settings.prompts_per_step
+            state, _ = restore_checkpoint(saved[max(saved)], described, model, self.policy.optimizer)
+            self.policy.updates, self.step = state.step, steps_made(state, settings)
         self.log = RunLog(out, self.step)
 
     def train(self) -> None:
@@ -100,12 +89,10 @@ class GrpoRun:
         path = self.out / "rollouts" / f"step-{number}.parquet"
         rollouts, scored = read_rollouts(path, self.fingerprint) or self._sample(places, chosen, answers)
         limit = settings.rollout.longest(len(self.ending.closing))
-        judged = self._judge(rollouts, scored, limit)
+        judged = judge_step(rollouts, [verdict for _, verdict in scored], settings, limit)
         weights = step_weights(rollouts, judged, limit, settings.objective)
         write_rollouts(path, self.fingerprint, rollouts, each, answers, scored, judged, weights)
-        rate = settings.learning_rate * rate_factor(
-            settings.schedule, self.step, steps=settings.steps, warmup_steps=settings.warmup_steps
-        )
+        rate = rate_at(self.step, settings)
         stats, norm = GradientStats(), 0.0
         if judged.groups_used:
             stats, norm = self._update(rollouts, judged, weights, rate)
@@ -129,59 +116,10 @@ class GrpoRun:
             )
         return rollouts, score_rollouts(rollouts, answers, self.reward, self.tokenizer, self.ending)
 
-    def _judge(self, rollouts: Sequence[Rollout], scored: Sequence[tuple[str, Scored]], limit: int) -> Judged:
-        groups = (self.settings.prompts_per_step, self.settings.replicas)
-        return judge(
-            torch.tensor([s.reward for _, s in scored], dtype=torch.float64).view(groups),
-            torch.tensor([s.correct for _, s in scored]).view(groups),
-            torch.tensor([len(r.completion_ids) for r in rollouts]).view(groups),
-            torch.tensor([r.truncated for r in rollouts]).view(groups),
-            limit,
-            self.settings.objective,
-        )
-
     def _update(
         self, rollouts: Sequence[Rollout], judged: Judged, weights: torch.Tensor, rate: float
     ) -> tuple[GradientStats, float]:
-        """The updates of one step; the statistics and gradient norm of the first."""
-        settings = self.settings
-        reported: tuple[GradientStats, float] | None = None
-        old: dict[int, torch.Tensor] | None = None
-        for _ in range(settings.updates):
-            stats = add_gradient(
-                self.model,
-                rollouts,
-                judged.advantages.reshape(-1),
-                weights,
-                settings.objective,
-                temperature=settings.rollout.temperature,
-                micro_batch=settings.micro_batch_rollouts,
-                reference=self.reference,
-                old=old,
-                autocast=autocast(settings.precision, self.model),
-            )
-            norm = self._apply(stats.loss, rate)
-            old = old or stats.old
-            reported = reported or (stats, norm)
-        assert reported is not None
-        return reported
-
-    def _apply(self, loss: float, rate: float) -> float:
-        """Clip the gradient and make one update with it; its norm before the clip."""
-        parameters = list(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            raise DataError(
-                f"Step {self.step + 1} has the loss {loss} and a gradient of norm {float(norm)}",
-                where=str(self.out),
-                remedy="Lower learning_rate and start anew from the model, or from an earlier one",
-            )
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
-        set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
-        return float(norm)
+        return self.policy.update(rollouts, judged, weights, rate, where=f"{self.out}, step {self.step + 1}")
 
     def _evaluate(self) -> None:
         if not self.tests:
@@ -196,20 +134,12 @@ class GrpoRun:
         """Write where the run stands; rows of the log up to here come first."""
         self.log.flush()
         read = self.step * self.settings.prompts_per_step
-        state = TrainingState(self.updates, read, 0, self.described)
+        state = TrainingState(self.policy.updates, read, 0, self.described)
         folder = self.out / "resume" / f"step-{self.step}"
-        write_checkpoint(folder, state, self.model, self.optimizer, None)
+        write_checkpoint(folder, state, self.model, self.policy.optimizer, None)
         for step, older in list_checkpoints(self.out / "resume").items():
             if step != self.step:
                 remove_checkpoint(older)
-
-
-def autocast(precision: str, model: Decoder) -> Callable[[], AbstractContextManager[Any]]:
-    """Contexts in which the matrix products of `model` have that precision."""
-    if precision == "float32":
-        return nullcontext
-    kind = model.output_weight.device.type
-    return lambda: torch.autocast(kind, torch.bfloat16)
 
 
 def _row(step: int, judged: Judged, stats: GradientStats, norm: float, rate: float) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def _main(
 
 def main() -> None:
     """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
-    from recipes.cli import curating, machine, mixing, running, training  # noqa: F401  (they add their commands)
+    # They add their commands.
+    from recipes.cli import curating, machine, mixing, post_training, running, training  # noqa: F401
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.
     os.environ.setdefault("TQDM_DISABLE", "1")

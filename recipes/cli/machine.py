@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.errors import RecipeError
+from curation.errors import MachineError, RecipeError
 from recipes.cli import app
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
@@ -60,12 +60,23 @@ def _facts() -> dict[str, Any]:
         facts[f"{str(precision).removeprefix('torch.')}, GFLOP/s on one thread"] = round(
             _matmul_gflops(precision)
         )
+    facts["sandbox for generated code"] = _sandbox()
     for name in LIBRARIES + OPTIONAL:
         try:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             facts[name] = "not installed (optional)" if name in OPTIONAL else "MISSING"
     return facts
+
+
+def _sandbox() -> str:
+    from training.rewards.sandbox import Sandbox
+
+    try:
+        with Sandbox(allow_weak=True) as sandbox:
+            return f"weak: no {', '.join(sandbox.missing)}" if sandbox.missing else "full"
+    except MachineError as error:
+        return f"none: {error}"
 
 
 def _matmul_gflops(dtype: Any, size: int = 768, repeats: int = 8) -> float:

@@ -223,7 +223,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bytes(files, tmp_path
 
         return work
 
-    moments = [("_sample", 1), ("_update", 1), ("_apply", 3), ("_evaluate", 6), ("_checkpoint", 6)]
+    moments = [("_sample", 1), ("_update", 1), ("_update", 3), ("_evaluate", 6), ("_checkpoint", 6)]
     for method, step in moments:
         assert killed(dying(method, step)) == -signal.SIGKILL, (method, step)
     assert run("killed") == replace(expected, final=tmp_path / "killed" / "model")

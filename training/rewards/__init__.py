@@ -13,12 +13,10 @@ from training.rewards.rules import (
     ChoiceReward,
     FormatReward,
     MathReward,
-    Reward,
-    Scored,
     describe_reward,
     named_reward,
-    score,
 )
+from training.rewards.scored import Reward, Scored, score
 from training.rewards.second_opinion import MathVerify
 
 __all__ = [

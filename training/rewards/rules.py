@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
-from curation.errors import DataError, RecipeError
+from curation.errors import RecipeError
 from training.rewards.answers import answer_part, extract_answer
 from training.rewards.mathematics import SecondOpinion, answers_equal
+from training.rewards.scored import Reward, Scored
 from training.rewards.second_opinion import MathVerify, available
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a rollout earns: the reward, whether its answer is right (the outcome that decides solve rates,
-    groups and GRPO-LEAD), and the parts that the reward was made of."""
-
-    reward: float
-    correct: bool
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-Reward = Callable[[str, str], "Scored | float"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +109,12 @@ def _mathematics_with_second_opinion() -> Reward:
     return MathReward(second_opinion=MathVerify().equal)
 
 
+def _code() -> Reward:
+    from training.rewards.code import CodeReward
+
+    return CodeReward()
+
+
 REWARDS: dict[str, Callable[[], Reward]] = {
     "math": MathReward,
     "math-verify": _mathematics_with_second_opinion,
@@ -129,6 +122,7 @@ REWARDS: dict[str, Callable[[], Reward]] = {
     "format": FormatReward,
     "choice": ChoiceReward,
     "exact": ExactReward,
+    "code": _code,
 }
 
 
@@ -154,27 +148,3 @@ def describe_reward(reward: Reward) -> str:
     values = {f.name: getattr(reward, f.name) for f in fields(reward)}
     told = ", ".join(f"{name}={value!r}" for name, value in values.items() if not callable(value))
     return f"{type(reward).__qualname__}({told})"
-
-
-def score(reward: Reward, completion: str, answer: str, where: str = "") -> Scored:
-    """Call a reward and hold it to its promise; a plain number counts as correct when it is above 0.
-
-    DataError if it raises or returns what is not a finite number: one rollout's broken reward, taken as 0,
-    would train the model on noise unseen.
-    """
-    try:
-        result = reward(completion, answer)
-        scored = result if isinstance(result, Scored) else Scored(float(result), float(result) > 0)
-    except Exception as error:
-        raise DataError(
-            f"The reward function failed with {type(error).__name__}: {error}",
-            where=where,
-            remedy="Mend it; it must return a number for every text a model may write",
-        ) from error
-    if not math.isfinite(scored.reward):
-        raise DataError(
-            f"The reward function returned {scored.reward}, which is not a finite number",
-            where=where,
-            remedy="Mend it; it must return a finite number for every text a model may write",
-        )
-    return scored
