@@ -77,9 +77,10 @@ def _resume(partial: Path, state: Path, key: str, shape: tuple[int, int]) -> int
     before = _read(state)
     if isinstance(before, dict) and before.get("key") == key and partial.exists():
         rows = before.get("rows")
-        whole = isinstance(rows, int) and (rows % CHUNK_TEXTS == 0 or rows == shape[0])
-        if whole and partial.stat().st_size >= _header_bytes(shape) + rows * shape[1] * 4:
-            return int(rows)
+        if isinstance(rows, int):
+            whole = rows % CHUNK_TEXTS == 0 or rows == shape[0]
+            if whole and partial.stat().st_size >= _header_bytes(shape) + rows * shape[1] * 4:
+                return rows
     state.unlink(missing_ok=True)
     # Written as a file and not through the map: a full disk must be an error here, not a signal later.
     with partial.open("wb") as handle:
