@@ -17,7 +17,7 @@ import torch
 from benchmarks.curation_models import real_texts, timed
 from benchmarks.measure import machine, paired, publish, table
 from curation.clusters import nearest_clusters
-from curation.near_duplicates import find_duplicates, near_duplicates
+from curation.semantic_duplicates import find_duplicates, near_duplicates
 
 THRESHOLD = 0.9
 LARGE = 140_000

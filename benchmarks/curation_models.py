@@ -146,7 +146,7 @@ def embedding(*, write: bool, documents: int = 300) -> None:
 
     from curation.embedding import embed
     from curation.embedding_recheck import embed_near
-    from curation.near_duplicates import find_duplicates
+    from curation.semantic_duplicates import find_duplicates
 
     torch.set_num_threads(1)
     texts = [text for name in NAMES for text in real_texts(name, documents // len(NAMES))]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from curation.atomic import hash_value, replacing
 from curation.documents import Document
 from curation.errors import DataError
-from curation.near_duplicates import EXACT_DOCUMENTS, PROBES, Rule, near_duplicates
+from curation.semantic_duplicates import EXACT_DOCUMENTS, PROBES, Rule, near_duplicates
 from curation.precision import Precision
 
 ROWS_AT_ONCE = 8192

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from curation.embedding import embed
-from curation.near_duplicates import rows_near_others
+from curation.semantic_duplicates import rows_near_others
 from curation.precision import Precision, resolve_precision
 from curation.recheck import SAFETY
 

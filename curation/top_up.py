@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from curation.documents import Document
-from curation.near_duplicates import find_duplicates
+from curation.semantic_duplicates import find_duplicates
 
 # Embedding a few more than are missing at once costs little; most of them are no duplicates.
 AT_ONCE = 2

@@ -15,7 +15,7 @@ from curation.clusters import estimate_recall
 from curation.deduplicate import deduplicate, deduplicate_files, keep_order
 from curation.documents import Document, document_id
 from curation.errors import DataError, RecipeError
-from curation.near_duplicates import find_duplicates, near_duplicates, rows_near_others
+from curation.semantic_duplicates import find_duplicates, near_duplicates, rows_near_others
 from curation.similarity_search import RoughVectors, candidates
 
 
@@ -61,8 +61,8 @@ def test_equals_loops_over_all_pairs(seed: int, count: int, dim: int, threshold:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(3, 200, 8, copies=120)
     whole = find_duplicates(vectors, 0.9)
-    monkeypatch.setattr("curation.near_duplicates.BLOCK", 7)
-    monkeypatch.setattr("curation.near_duplicates.STRIPE", 13)
+    monkeypatch.setattr("curation.semantic_duplicates.BLOCK", 7)
+    monkeypatch.setattr("curation.semantic_duplicates.STRIPE", 13)
     assert find_duplicates(vectors, 0.9) == whole
     assert len(whole) > 20
 

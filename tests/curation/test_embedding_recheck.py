@@ -17,7 +17,7 @@ from curation.embedding import embed
 from curation.embedding_file import embed_to_file
 from curation.embedding_recheck import embed_near
 from curation.errors import DataError
-from curation.near_duplicates import find_duplicates, near_duplicates
+from curation.semantic_duplicates import find_duplicates, near_duplicates
 
 WORDS = ["even", "number", "return", "first", "because", "sum", "def", "add", "twice", "so", "is", "each"]
 
