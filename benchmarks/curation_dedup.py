@@ -17,7 +17,7 @@ import torch
 from benchmarks.curation_models import real_texts, timed
 from benchmarks.measure import machine, paired, publish, table
 from curation.clusters import nearest_clusters
-from curation.semantic_duplicates import find_duplicates, near_duplicates
+from curation.semantic_duplicates import find_duplicates, semantic_duplicates
 
 THRESHOLD = 0.9
 LARGE = 140_000
@@ -89,7 +89,7 @@ def clusters(*, write: bool, rows: int = 60_000) -> None:
     training, _ = timed(lambda: nearest_clusters(vectors, 1))
     for probes in (1, 2, 3, 5):
         cpu, result = timed(
-            lambda probes=probes: near_duplicates(vectors, THRESHOLD, exact_documents=0, probes=probes)
+            lambda probes=probes: semantic_duplicates(vectors, THRESHOLD, exact_documents=0, probes=probes)
         )
         assert result.recall is not None
         recall, r = len(result.found) / len(exact), result.recall

@@ -1,6 +1,6 @@
 """Semantic deduplication: of documents that say the same, the first in a stated order is kept.
 
-`near_duplicates` finds them among embeddings; here is what concerns documents: their order, the table of who
+`semantic_duplicates` finds them among embeddings; here is what concerns documents: their order, the table of who
 duplicates whom, and files of users.
 """
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from curation.atomic import hash_value, replacing
 from curation.documents import Document
 from curation.errors import DataError
-from curation.semantic_duplicates import EXACT_DOCUMENTS, PROBES, Rule, near_duplicates
+from curation.semantic_duplicates import EXACT_DOCUMENTS, PROBES, Rule, semantic_duplicates
 from curation.precision import Precision
 
 ROWS_AT_ONCE = 8192
@@ -89,14 +89,14 @@ def deduplicate(
     """The kept documents, in keep-order, and every dropped one with the one that it duplicates.
 
     The result does not depend on the order of `documents`, nor on the number of `workers` (threads).
-    vectors : [len(documents), dim], in their order;  the other settings are those of `near_duplicates`
+    vectors : [len(documents), dim], in their order;  the other settings are those of `semantic_duplicates`
     notes   : gets the sentence on what was missed when there are more than `exact_documents`
     """
     if len(documents) != len(vectors):
         raise DataError(f"There are {len(documents)} documents but {len(vectors)} embeddings")
     order = keep_order(documents, priority, scores)
     ordered = [documents[i] for i in order]
-    result = near_duplicates(
+    result = semantic_duplicates(
         _in_order(vectors, order),
         threshold,
         rule=rule,

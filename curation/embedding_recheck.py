@@ -56,7 +56,7 @@ def embed_near(
 ) -> tuple[np.ndarray, EmbeddingRecheck | None]:
     """Embeddings [n, dim] of `texts` for a deduplication at `threshold`; None when all of them are float32.
 
-    search : `exact_documents`, `probes` and `workers` of `near_duplicates`
+    search : `exact_documents`, `probes` and `workers` of `semantic_duplicates`
     """
     if resolve_precision(precision, device) == "float32":
         return embed(texts, model, device=device), None

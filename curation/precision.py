@@ -1,7 +1,7 @@
 """The number format of a model pass, and what makes bfloat16 pay on a CPU.
 
 bfloat16 passes are only ever a first look: whatever lies near a threshold is computed again in float32 (see
-`recheck` and `near_duplicates`), so the format changes what a pass costs and not what it decides.
+`recheck` and `semantic_duplicates`), so the format changes what a pass costs and not what it decides.
 """
 
 from __future__ import annotations

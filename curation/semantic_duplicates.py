@@ -44,15 +44,15 @@ class NearDuplicates:
 
 
 def find_duplicates(vectors: np.ndarray, threshold: float, **settings: Any) -> list[Pair]:
-    """`near_duplicates` without the estimate of its recall.
+    """`semantic_duplicates` without the estimate of its recall.
 
     >>> find_duplicates(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=np.float32), 0.9)
     [(2, 0, 1.0)]
     """
-    return near_duplicates(vectors, threshold, **settings, recall_sample=0).found
+    return semantic_duplicates(vectors, threshold, **settings, recall_sample=0).found
 
 
-def near_duplicates(
+def semantic_duplicates(
     vectors: np.ndarray,
     threshold: float,
     *,

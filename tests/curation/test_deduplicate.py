@@ -15,7 +15,7 @@ from curation.clusters import estimate_recall
 from curation.deduplicate import deduplicate, deduplicate_files, keep_order
 from curation.documents import Document, document_id
 from curation.errors import DataError, RecipeError
-from curation.semantic_duplicates import find_duplicates, near_duplicates, rows_near_others
+from curation.semantic_duplicates import find_duplicates, semantic_duplicates, rows_near_others
 from curation.similarity_search import RoughVectors, candidates
 
 
@@ -105,7 +105,7 @@ def test_the_bound_of_the_rough_product_holds(rough: torch.dtype) -> None:
 def test_threads_do_not_show(rule: str, exact_documents: int) -> None:
     vectors = unit_vectors(4, 3000, 24, copies=1500)
     results = [
-        near_duplicates(vectors, 0.9, rule=rule, exact_documents=exact_documents, workers=workers)  # type: ignore[arg-type]
+        semantic_duplicates(vectors, 0.9, rule=rule, exact_documents=exact_documents, workers=workers)  # type: ignore[arg-type]
         for workers in (1, 3)
     ]
     assert results[0] == results[1]
@@ -116,7 +116,7 @@ def test_clusters_compare_what_shares_one_of_the_nearest() -> None:
     """More probes find more, all probes find everything, and the estimate of the recall covers the true one."""
     vectors = unit_vectors(6, 900, 12, copies=600)
     exact = {j for j, _, _ in find_duplicates(vectors, 0.9)}
-    found = {p: near_duplicates(vectors, 0.9, exact_documents=0, probes=p) for p in (1, 3, 30)}
+    found = {p: semantic_duplicates(vectors, 0.9, exact_documents=0, probes=p) for p in (1, 3, 30)}
     shares = [len(result.found) / len(exact) for result in found.values()]
     assert shares[0] < shares[1] <= shares[2] + 0.02
     assert {j for j, _, _ in found[30].found} == exact

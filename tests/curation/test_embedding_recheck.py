@@ -17,7 +17,7 @@ from curation.embedding import embed
 from curation.embedding_file import embed_to_file
 from curation.embedding_recheck import embed_near
 from curation.errors import DataError
-from curation.semantic_duplicates import find_duplicates, near_duplicates
+from curation.semantic_duplicates import find_duplicates, semantic_duplicates
 
 WORDS = ["even", "number", "return", "first", "because", "sum", "def", "add", "twice", "so", "is", "each"]
 
@@ -99,7 +99,7 @@ def test_none_and_one(folder: Path) -> None:
     for count in (0, 1):
         vectors, _ = embed_near(texts()[:count], folder, 0.9, precision="bfloat16")
         assert vectors.shape == (count, 32)
-        assert near_duplicates(vectors, 0.9).found == []
+        assert semantic_duplicates(vectors, 0.9).found == []
 
 
 def test_a_model_that_gives_nan_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
