@@ -25,9 +25,10 @@ from curation.atomic import replacing, write_json
 from curation.classifiers.language import LanguageRule, LanguageScorer, none_passed, passing_language
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
-from curation.educational import EducationalRule, few_passed, passing
+from curation.educational import EducationalRule, few_passed
 from curation.funnel import audit, funnel_rows
 from curation.judge_scores import judge_notes, judge_scores
+from curation.recheck import decide
 from curation.score_tables import score_files, top_share
 from curation.scorer import Scorer
 from curation.scoring.corpus import Corpus, check_ids, spill
@@ -205,6 +206,10 @@ class _Scoring:
         corpus, folder = self.corpora[source], self.scores / source
         return score_files(corpus, scorer, folder, runner=self.runner, listing=listing)
 
+    def table_of(self, source: str, scorer: Scorer, wanted: pl.DataFrame) -> pl.DataFrame:
+        """As `table`, with the source first: for the cuts that ask for more scores near their cut."""
+        return self.table(scorer, source, wanted)
+
     def rows(self, source: str, wanted: pl.DataFrame) -> pl.DataFrame:
         """`id, text, url` of the documents whose ids are in `wanted`."""
         return self.corpora[source].rows(self.listings[source].join(wanted, on="id", how="semi"))
@@ -236,7 +241,12 @@ def _judge(
         found[source] |= _in_language(scoring, source, minhash, scorers, settings)
         rated = scoring.table(scorers.classifier, source, found[source]["language"])
         rule = settings.educational_of.get(source, settings.educational)
-        taught = passing(rated, rule)
+        decision = decide(
+            rated, rule, scorers.classifier, scoring.scores / source, partial(scoring.table_of, source)
+        )
+        rated, taught = decision.scores.select("id", "educational_score"), decision.passing
+        if decision.recheck is not None:
+            warnings.append(decision.recheck.sentence(source))
         if warning := few_passed(source, taught.height, rated.height, rule):
             warnings.append(warning)
         found[source] |= {"rated": rated, "educational": taught}
@@ -278,7 +288,7 @@ def _asked(
     warnings: list[str],
 ) -> pl.DataFrame:
     """`table` ranked, with the judge's margin and calibrated probability as `<name>_margin` and `<name>_p`."""
-    scores = judge_scores(judge, table, share, lambda scorer, ids: scoring.table(scorer, source, ids))
+    scores = judge_scores(judge, table, share, partial(scoring.table_of, source))
     warnings += judge_notes(source, scores, judge)
     wanted = scores.select(
         "id", pl.col("margin").alias(f"{name}_margin"), pl.col("p1_calibrated").alias(f"{name}_p")

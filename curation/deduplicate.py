@@ -1,22 +1,17 @@
 """Semantic deduplication: of documents that say the same, the first in a stated order is kept.
 
-Two rules. `greedy` drops a document whose cosine to a *kept* earlier one reaches the threshold. `semdedup` is
-SemDeDup's (Abbas et al. 2023, arXiv 2303.09540): the cosine to *any* earlier one counts, dropped or not, so a
-chain of near-duplicates loses all but its first link.
-
-Up to `EXACT_DOCUMENTS` every pair is compared; beyond, only pairs inside a cluster of spherical k-means, as
-SemDeDup does, which misses pairs that the clusters part. Cosines are products of float32 matrices; pairs near
-the threshold are decided by the same product in float64, so the result does not depend on how rows were
-blocked.
+`semantic_duplicates` finds them among embeddings; here is what concerns documents: their order, the table of who
+duplicates whom, and files of users.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +19,13 @@ import pyarrow.parquet as pq
 
 from curation.atomic import hash_value, replacing
 from curation.documents import Document
-from curation.errors import DataError, RecipeError
-from curation.progress import progress
+from curation.errors import DataError
+from curation.precision import Precision
+from curation.semantic_duplicates import EXACT_DOCUMENTS, PROBES, Rule, semantic_duplicates
 
-Rule = Literal["greedy", "semdedup"]
-EXACT_DOCUMENTS = 200_000
-BLOCK = 1024
-STRIPE = 8192
-BAND = 1e-4
-"""Float32 products of unit vectors err by less; pairs this near to the threshold are computed again."""
-CLUSTER_SEED = 1234
+ROWS_AT_ONCE = 8192
+MAPPED_DOCUMENTS = 100_000
+"""From this number on, `deduplicate_files` keeps embeddings in a file, where a killed pass continues."""
 
 DUPLICATE_SCHEMA = pa.schema(
     [
@@ -81,34 +73,6 @@ def keep_order(
     )
 
 
-def find_duplicates(
-    vectors: np.ndarray, threshold: float, *, rule: Rule = "greedy", exact_documents: int = EXACT_DOCUMENTS
-) -> list[tuple[int, int, float]]:
-    """(dropped, kept instead, cosine) for rows of `vectors` [n, dim], which stand in keep-order.
-
-    vectors   : rows of length 1, or 0 for texts in which the embedder sees nothing; those are never dropped
-    threshold : least cosine of a duplicate, in (0, 1]
-
-    >>> find_duplicates(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=np.float32), 0.9)
-    [(2, 0, 1.0)]
-    """
-    if not 0 < threshold <= 1:
-        raise RecipeError(
-            f"The threshold is {threshold}", remedy="Give a cosine above 0 and at most 1, such as 0.9"
-        )
-    if rule not in ("greedy", "semdedup"):
-        raise RecipeError(f"There is no rule `{rule}`", remedy="Choose greedy or semdedup")
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        raise DataError("An embedding is not finite", remedy="Check the embedding model")
-    found: list[tuple[int, int, float]] = []
-    with progress("deduplicating", total=len(vectors), unit="documents") as task:
-        for members in _clusters(vectors, exact_documents):
-            inside = _within(vectors[members], threshold, rule, task.advance)
-            found += [(int(members[j]), int(members[i]), cosine) for j, i, cosine in inside]
-    return sorted(_to_kept(found, vectors) if rule == "semdedup" else found)
-
-
 def deduplicate(
     documents: Sequence[Document],
     vectors: np.ndarray,
@@ -117,19 +81,48 @@ def deduplicate(
     rule: Rule = "greedy",
     priority: Mapping[str, int] | None = None,
     scores: Mapping[str, float] | None = None,
+    exact_documents: int = EXACT_DOCUMENTS,
+    probes: int = PROBES,
+    workers: int = 1,
+    notes: list[str] | None = None,
 ) -> tuple[list[Document], list[Duplicate]]:
     """The kept documents, in keep-order, and every dropped one with the one that it duplicates.
 
-    The result does not depend on the order of `documents`. vectors : [len(documents), dim], in their order.
+    The result does not depend on the order of `documents`, nor on the number of `workers` (threads).
+    vectors : [len(documents), dim], in their order;  the other settings are those of `semantic_duplicates`
+    notes   : gets the sentence on what was missed when there are more than `exact_documents`
     """
     if len(documents) != len(vectors):
         raise DataError(f"There are {len(documents)} documents but {len(vectors)} embeddings")
     order = keep_order(documents, priority, scores)
     ordered = [documents[i] for i in order]
-    pairs = find_duplicates(vectors[order], threshold, rule=rule)
+    result = semantic_duplicates(
+        _in_order(vectors, order),
+        threshold,
+        rule=rule,
+        exact_documents=exact_documents,
+        probes=probes,
+        workers=workers,
+    )
+    pairs = result.found
+    if result.recall is not None and notes is not None:
+        notes.append(result.recall.sentence())
     dropped = {j for j, _, _ in pairs}
     duplicates = [Duplicate(ordered[j].id, ordered[i].id, cosine) for j, i, cosine in pairs]
     return [d for j, d in enumerate(ordered) if j not in dropped], duplicates
+
+
+def _in_order(vectors: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The rows in keep-order; those of a memory-mapped file in a file that is gone when it is closed."""
+    if not isinstance(vectors, np.memmap):
+        return vectors[list(order)]
+    with tempfile.TemporaryFile(dir=Path(str(vectors.filename)).parent) as handle:
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            handle.write(np.ascontiguousarray(vectors[order[start : start + ROWS_AT_ONCE]]).tobytes())
+        handle.flush()
+        if not len(order):
+            return vectors[:0]
+        return np.memmap(handle, dtype=vectors.dtype, mode="r", shape=vectors.shape)
 
 
 def write_duplicates(path: Path | str, duplicates: Sequence[Duplicate]) -> None:
@@ -137,93 +130,6 @@ def write_duplicates(path: Path | str, duplicates: Sequence[Duplicate]) -> None:
     columns = {name: [getattr(d, name) for d in duplicates] for name in DUPLICATE_SCHEMA.names}
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pydict(columns, schema=DUPLICATE_SCHEMA), temporary, compression="zstd")
-
-
-def _to_kept(found: list[tuple[int, int, float]], vectors: np.ndarray) -> list[tuple[int, int, float]]:
-    """Name the kept row at the end of each chain instead of an earlier one that was itself dropped."""
-    nearest = {j: i for j, i, _ in found}
-    ends = []
-    for j, i, cosine in found:
-        if i in nearest:
-            while i in nearest:
-                i = nearest[i]
-            cosine = round(float((vectors[i].astype(np.float64) * vectors[j].astype(np.float64)).sum()), 6)
-        ends.append((j, i, cosine))
-    return ends
-
-
-def _within(
-    vectors: np.ndarray, threshold: float, rule: Rule, advance: Callable[[float], None]
-) -> list[tuple[int, int, float]]:
-    """Duplicates among rows that are all compared with each other."""
-    kept = np.ones(len(vectors), dtype=bool)
-    found = []
-    for start in range(0, len(vectors), BLOCK):
-        block = vectors[start : start + BLOCK]
-        others = np.arange(start + len(block))
-        if rule == "greedy":
-            others = others[kept[: len(others)]]
-        for j, earlier in _near(block, start, vectors, others, threshold):
-            if rule == "greedy":
-                earlier = earlier[kept[earlier]]
-            if not len(earlier):
-                continue
-            # Each row's sum by itself: the same number whatever else is compared.
-            cosines = (vectors[earlier].astype(np.float64) * vectors[j].astype(np.float64)).sum(axis=1)
-            best = int(np.argmax(cosines))
-            # Unit vectors of float32 have a length of 1 to seven digits: a copy must reach a threshold of 1.
-            if cosines[best] >= threshold - 1e-6:
-                kept[j] = False
-                found.append((j, int(earlier[best]), round(float(min(cosines[best], 1.0)), 6)))
-        advance(len(block))
-    return found
-
-
-def _near(
-    block: np.ndarray, start: int, vectors: np.ndarray, others: np.ndarray, threshold: float
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(row, those of the rows `others` before it that may reach the threshold), for rows that have any.
-
-    `block` holds the rows `start`, `start` + 1, ... Products are made in stripes, so that memory does not
-    grow
-    with the number of documents.
-    """
-    stripes = [others[first : first + STRIPE] for first in range(0, len(others), STRIPE)]
-    hits = [np.nonzero(block @ vectors[stripe].T >= threshold - BAND) for stripe in stripes]
-    rows = np.concatenate([found[0] for found in hits]) + start
-    columns = np.concatenate([stripe[found[1]] for stripe, found in zip(stripes, hits, strict=True)])
-    earlier = columns < rows
-    rows, columns = rows[earlier], columns[earlier]
-    order = np.argsort(rows, kind="stable")
-    names, firsts = np.unique(rows[order], return_index=True)
-    for name, group in zip(names, np.split(columns[order], firsts[1:]), strict=len(names) > 0):
-        yield int(name), group
-
-
-def _clusters(vectors: np.ndarray, exact_documents: int) -> list[np.ndarray]:
-    """Row numbers of each cluster, rising; one cluster when all pairs can be compared."""
-    if len(vectors) <= exact_documents:
-        return [np.arange(len(vectors))]
-    import faiss
-
-    means = faiss.Kmeans(
-        vectors.shape[1],
-        round(math.sqrt(len(vectors))),
-        niter=20,
-        seed=CLUSTER_SEED,
-        spherical=True,
-        max_points_per_centroid=256,
-    )
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # other numbers of threads give other sums, and so other clusters
-    try:
-        means.train(vectors)
-        _, nearest = means.index.search(vectors, 1)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    labels = nearest[:, 0]
-    by_label = np.argsort(labels, kind="stable")
-    return np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1)
 
 
 @dataclass(frozen=True)
@@ -236,6 +142,7 @@ class DeduplicationReport:
     dropped: int
     out: str
     table: str
+    notes: tuple[str, ...] = ()
 
 
 def deduplicate_files(
@@ -246,15 +153,22 @@ def deduplicate_files(
     embedder: str | None = None,
     rule: Rule = "greedy",
     broken_tolerance: float = 0.01,
+    precision: Precision = "float32",
+    workers: int = 1,
 ) -> DeduplicationReport:
     """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the
     smaller id.
 
     embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts,
                whose folder `<out>.embedder` stays beside `out`
-    The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`.
+    precision : of the embedder; after a bfloat16 pass, documents with a near neighbour are embedded in float32
+    workers  : threads that compare
+    The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`. Embeddings of
+    `MAPPED_DOCUMENTS` or more are kept in `<out>.vectors` until the end, float32.
     """
-    from curation.embedding import embed, train_lsa_embedder
+    from curation.embedding import train_lsa_embedder
+    from curation.embedding_file import embed_to_file
+    from curation.embedding_recheck import embed_near
     from curation.rater_tokenizer import train_rater_tokenizer
     from curation.readers import read_files
     from curation.writers import write_file
@@ -270,12 +184,24 @@ def deduplicate_files(
     places: dict[str, int] = {}
     for document in documents:
         places.setdefault(document.source, len(places))
-    kept, duplicates = deduplicate(documents, embed(texts, embedder), threshold, rule=rule, priority=places)
+    notes: list[str] = []
+    stored = out.with_name(f"{out.name}.vectors")
+    if len(texts) >= MAPPED_DOCUMENTS:
+        vectors = embed_to_file(texts, embedder, stored)
+    else:
+        vectors, report = embed_near(
+            texts, embedder, threshold, precision=precision, search={"workers": workers}
+        )
+        notes += [report.sentence()] if report else []
+    kept, duplicates = deduplicate(
+        documents, vectors, threshold, rule=rule, priority=places, workers=workers, notes=notes
+    )
     write_file(out, kept)
     table = out.with_name(f"{out.name}.duplicates.parquet")
     write_duplicates(table, duplicates)
+    shutil.rmtree(stored, ignore_errors=True)
     return DeduplicationReport(
-        len(documents), counts.broken, len(kept), len(duplicates), str(out), str(table)
+        len(documents), counts.broken, len(kept), len(duplicates), str(out), str(table), tuple(notes)
     )
 
 

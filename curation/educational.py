@@ -1,8 +1,9 @@
 """The educational score: the FineWeb-Edu classifier, or any regression classifier of that shape.
 
 `HuggingFaceFW/fineweb-edu-classifier` is a BertForSequenceClassification with one output that was trained on
-0 to 5 points of an additive rubric for grade-school material. We keep its raw float32 output; Hugging Face's
-own script runs in bfloat16, whose spacing at 4 is 1/32, and so moves documents across a threshold of 4.
+0 to 5 points of an additive rubric for grade-school material. We keep its raw output; Hugging Face's own script
+runs in bfloat16, whose spacing at 4 is 1/32, and so moves documents across a threshold of 4. A bfloat16 pass of
+ours is a first look: `recheck.decide` scores what lies near a cut again in float32, and verdicts are float32's.
 
 Rules, applied to the score table afterwards:
     raw > X           the raw score is above X. `raw > 4` is the default: the paper's "scores above 4", read
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ import torch
 from curation.batches import head_tokens, length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
+from curation.memory import keep_freed_memory
+from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.score_tables import model_fingerprint, top_share
 
 DEFAULT_RULE = "raw > 4"
@@ -111,24 +114,37 @@ class EducationalClassifier:
 
     model        : folder or hub id of an AutoModelForSequenceClassification with one label
     max_tokens   : only the head of a document is seen, as published: 512 tokens or what the model can take
-    batch_tokens : padded tokens per forward pass; memory against speed
+    batch_tokens : padded tokens per forward pass; a CPU is fastest where these fit its cache, a GPU wants more
     reuse        : name of a `meta` field that already holds the score (FineWeb-Edu's `score`); such documents
                    are not scored again
     device       : where torch computes
     unsafe_weights : also load pickled weights, which can run code of whoever made them
+    precision    : float32, bfloat16, or `auto`: bfloat16 where the processor has instructions for it. A table of a
+                   bfloat16 pass has a second column, `educational_bits`: 16, or 32 for scores that were reused.
+                   Decide on such a table with `recheck.decide` only
     """
 
     model: str
     max_tokens: int = 512
-    batch_tokens: int = 8192
+    batch_tokens: int = 2048
     reuse: str | None = None
     device: str = "cpu"
     unsafe_weights: bool = False
+    precision: Precision = "float32"
     name: str = "educational"
 
     @property
+    def bits(self) -> int:
+        """Width of the model's numbers on this machine, 16 or 32."""
+        return 16 if resolve_precision(self.precision, self.device) == "bfloat16" else 32
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        return ("educational_score",)
+        return ("educational_score",) if self.bits == 32 else ("educational_score", "educational_bits")
+
+    def in_float32(self) -> EducationalClassifier:
+        """The same classifier in float32, whose table stands beside this one's."""
+        return replace(self, precision="float32", name=f"{self.name}_float32")
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, truncation and reuse; the batch size and device only move last bits, but are settings
@@ -137,13 +153,13 @@ class EducationalClassifier:
         settings = {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "device": self.device}
         return {
             "model": model_fingerprint(self.model),
-            "precision": "float32",
+            "precision": resolve_precision(self.precision, self.device),
             "reuse": self.reuse,
             **settings,
         }
 
     def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
-        """Raw outputs, float32 [n]."""
+        """Raw outputs, float32 [n], and the bits that they were computed with where those are not always 32."""
         scores = np.full(len(documents), np.nan, dtype=np.float32)
         for index, document in enumerate(documents):
             value = (document.meta or {}).get(self.reuse) if self.reuse else None
@@ -153,11 +169,15 @@ class EducationalClassifier:
         if len(todo):
             with one_thread(), torch.inference_mode():
                 scores[todo] = self._classify([documents[int(i)].text for i in todo])
-        return {"educational_score": scores}
+        if self.bits == 32:
+            return {"educational_score": scores}
+        bits = np.full(len(documents), 32, dtype=np.float32)
+        bits[todo] = self.bits
+        return {"educational_score": scores, "educational_bits": bits}
 
     def _classify(self, texts: list[str]) -> np.ndarray:
         stamp = str(model_fingerprint(self.model))
-        tokenizer, model = _load(self.model, self.device, self.unsafe_weights, stamp)
+        tokenizer, model = _load(self.model, self.device, self.unsafe_weights, self.bits, stamp)
         positions = getattr(model.config, "max_position_embeddings", None) or self.max_tokens
         rows = head_tokens(tokenizer, texts, min(self.max_tokens, positions), special=True)
         rows = [row or [tokenizer.pad_token_id] for row in rows]
@@ -170,8 +190,8 @@ class EducationalClassifier:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, device: str, unsafe_weights: bool, stamp: str) -> tuple[Any, Any]:
-    """Tokenizer and float32 model, once per process and state of the folder (`stamp`)."""
+def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str) -> tuple[Any, Any]:
+    """Tokenizer and model, once per process, precision and state of the folder (`stamp`)."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -197,4 +217,7 @@ def _load(folder: str, device: str, unsafe_weights: bool, stamp: str) -> tuple[A
         raise DataError(
             "The tokenizer has no padding token", where=folder, remedy="Set one and save it again"
         )
-    return tokenizer, model.to(device).eval()
+    model = model.to(device).eval()
+    if device == "cpu":
+        keep_freed_memory()
+    return tokenizer, to_bfloat16(model) if bits == 16 else model

@@ -9,7 +9,7 @@ texts made from one template are found, paraphrases in other words are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from curation.atomic import replacing_folder
+from curation.batches import HEAD_CHARACTERS_PER_TOKEN, one_thread
 from curation.errors import DataError, RecipeError
+from curation.memory import keep_freed_memory
+from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.progress import progress
 from curation.score_tables import model_fingerprint
 
@@ -27,27 +30,85 @@ CHUNK_TEXTS = 512
 
 
 def embed(
-    texts: Sequence[str], model: Path | str, *, batch_texts: int = 32, device: str = "cpu"
+    texts: Sequence[str],
+    model: Path | str,
+    *,
+    batch_texts: int = 32,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Float32 [n, dim], rows of length 1 (zero for a text in which the model sees nothing).
 
-    model : folder or hub id of a sentence-transformers model; long texts are cut as that model cuts them
+    model     : folder or hub id of a sentence-transformers model; long texts are cut as that model cuts them
+    precision : of a transformer inside; pooling and all that follows is float32. In bfloat16, cosines are off by
+                some thousandths: `embedding_recheck.embed_near` embeds again what a threshold depends on
     """
-    from curation.batches import one_thread
+    width = embedding_size(model, device=device)
+    parts = [np.zeros((0, width), dtype=np.float32)]
+    with progress("embedding", total=len(texts), unit="documents") as task:
+        for vectors in embedded_chunks(
+            texts, model, batch_texts=batch_texts, device=device, precision=precision
+        ):
+            parts.append(vectors)
+            task.advance(len(vectors))
+    return np.concatenate(parts)
 
-    encoder = _load(str(model), device, str(model_fingerprint(str(model))))
-    parts = [np.zeros((0, encoder.get_embedding_dimension()), dtype=np.float32)]
-    with one_thread(), progress("embedding", total=len(texts), unit="documents") as task:
-        for start in range(0, len(texts), CHUNK_TEXTS):
-            chunk = list(texts[start : start + CHUNK_TEXTS])
+
+def embedded_chunks(
+    texts: Sequence[str],
+    model: Path | str,
+    *,
+    batch_texts: int = 32,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    start: int = 0,
+) -> Iterator[np.ndarray]:
+    """`embed` in pieces of `CHUNK_TEXTS` from text number `start`, a multiple of that. DataError on NaN."""
+    bits = 16 if resolve_precision(precision, device) == "bfloat16" else 32
+    encoder = _load(str(model), device, bits, str(model_fingerprint(str(model))))
+    for first in range(start, len(texts), CHUNK_TEXTS):
+        chunk = heads(encoder, texts[first : first + CHUNK_TEXTS])
+        with one_thread():
             vectors = encoder.encode(
                 chunk, batch_size=batch_texts, show_progress_bar=False, convert_to_numpy=True
             )
-            parts.append(vectors.astype(np.float32))
-            task.advance(len(chunk))
-    vectors = np.concatenate(parts)
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+        exact = vectors.astype(np.float64)
+        if not np.isfinite(exact).all():
+            place = first + int(np.flatnonzero(~np.isfinite(exact).all(axis=1))[0])
+            raise DataError(
+                f"The embedder gave no finite vector for text number {place + 1}",
+                where=str(model),
+                remedy="Check the model: its weights may be damaged, or its number format may overflow",
+            )
+        lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+        yield (exact / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+def embedding_size(model: Path | str, *, device: str = "cpu") -> int:
+    """Numbers in an embedding of this model."""
+    encoder = _load(str(model), device, 32, str(model_fingerprint(str(model))))
+    return int(encoder.get_embedding_dimension())
+
+
+def heads(encoder: Any, texts: Sequence[str]) -> list[str]:
+    """The texts without what lies far beyond the encoder's truncation, which would only be tokenised.
+
+    A text is shortened only when its head alone has clearly more tokens than the encoder reads.
+    """
+    most = getattr(encoder, "max_seq_length", None)
+    tokenizer: Any = getattr(encoder, "tokenizer", None)
+    if not most or getattr(tokenizer, "truncation_side", None) != "right":
+        return list(texts)
+    characters = most * HEAD_CHARACTERS_PER_TOKEN
+    long = [i for i, text in enumerate(texts) if len(text) > characters]
+    shortened = list(texts)
+    if long:
+        starts = [texts[i][:characters] for i in long]
+        found = tokenizer(starts, add_special_tokens=False, verbose=False)["input_ids"]
+        for i, start, ids in zip(long, starts, found, strict=True):
+            if len(ids) > most + 8:
+                shortened[i] = start
+    return shortened
 
 
 def train_lsa_embedder(
@@ -149,15 +210,30 @@ def _save(tokenizer: Any, table: np.ndarray, out: Path) -> None:
         SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
 
 
-@lru_cache(maxsize=2)
-def _load(model: str, device: str, stamp: str) -> Any:
+@lru_cache(maxsize=3)
+def _load(model: str, device: str, bits: int, stamp: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(model, device=device, trust_remote_code=False)
+        encoder = SentenceTransformer(model, device=device, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"The embedder cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
             where=model,
             remedy="Give a sentence-transformers folder or hub id, or leave it out to make one from the corpus",
         ) from error
+    first = encoder[0]
+    if bits == 16 and hasattr(first, "auto_model"):
+        to_bfloat16(first.auto_model)
+        first.register_forward_hook(_states_to_float32)
+    if device == "cpu":
+        keep_freed_memory()
+    return encoder
+
+
+def _states_to_float32(module: Any, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """So that pooling adds in float32: a mean of 256 states loses digits in bfloat16."""
+    return {
+        name: value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value
+        for name, value in features.items()
+    }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from curation.deduplicate import find_duplicates
+from curation.semantic_duplicates import find_duplicates
 
 # Embedding a few more than are missing at once costs little; most of them are no duplicates.
 AT_ONCE = 2

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.deduplicate import deduplicate, deduplicate_files, find_duplicates, keep_order
+from curation.clusters import estimate_recall
+from curation.deduplicate import deduplicate, deduplicate_files, keep_order
 from curation.documents import Document, document_id
 from curation.errors import DataError, RecipeError
+from curation.semantic_duplicates import find_duplicates, rows_near_others, semantic_duplicates
+from curation.similarity_search import RoughVectors, candidates
 
 
 def unit_vectors(seed: int, count: int, dim: int, copies: int) -> np.ndarray:
@@ -57,8 +61,8 @@ def test_equals_loops_over_all_pairs(seed: int, count: int, dim: int, threshold:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors(3, 200, 8, copies=120)
     whole = find_duplicates(vectors, 0.9)
-    monkeypatch.setattr("curation.deduplicate.BLOCK", 7)
-    monkeypatch.setattr("curation.deduplicate.STRIPE", 13)
+    monkeypatch.setattr("curation.semantic_duplicates.BLOCK", 7)
+    monkeypatch.setattr("curation.semantic_duplicates.STRIPE", 13)
     assert find_duplicates(vectors, 0.9) == whole
     assert len(whole) > 20
 
@@ -81,6 +85,67 @@ def test_clusters_find_what_lies_together() -> None:
     clustered = find_duplicates(vectors, 0.999, exact_documents=100)
     assert len(exact) == 50
     assert clustered == exact
+
+
+@pytest.mark.parametrize("rough", [torch.bfloat16, torch.float32])
+def test_the_bound_of_the_rough_product_holds(rough: torch.dtype) -> None:
+    """No pair that reaches the threshold is passed over, and the bound is above every error that occurs."""
+    vectors = unit_vectors(11, 400, 384, copies=300)
+    search, rows = RoughVectors(vectors, rough=rough), np.arange(400)
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    product = (search.rows @ search.rows.T).double().numpy()
+    assert 0 < np.abs(product - exact).max() < search.band < 0.01
+    for threshold in (0.5, 0.9, 0.99, 1e-3):
+        found = set(zip(*(side.tolist() for side in candidates(search, rows, rows, threshold)), strict=True))
+        assert set(zip(*(side.tolist() for side in np.nonzero(exact >= threshold)), strict=True)) <= found
+
+
+@pytest.mark.parametrize("rule", ["greedy", "semdedup"])
+@pytest.mark.parametrize("exact_documents", [10_000, 0])
+def test_threads_do_not_show(rule: str, exact_documents: int) -> None:
+    vectors = unit_vectors(4, 3000, 24, copies=1500)
+    results = [
+        semantic_duplicates(vectors, 0.9, rule=rule, exact_documents=exact_documents, workers=workers)  # type: ignore[arg-type]
+        for workers in (1, 3)
+    ]
+    assert results[0] == results[1]
+    assert len(results[0].found) > 500
+
+
+def test_clusters_compare_what_shares_one_of_the_nearest() -> None:
+    """More probes find more, all probes find everything, and the estimate of the recall covers the true one."""
+    vectors = unit_vectors(6, 900, 12, copies=600)
+    exact = {j for j, _, _ in find_duplicates(vectors, 0.9)}
+    found = {p: semantic_duplicates(vectors, 0.9, exact_documents=0, probes=p) for p in (1, 3, 30)}
+    shares = [len(result.found) / len(exact) for result in found.values()]
+    assert shares[0] < shares[1] <= shares[2] + 0.02
+    assert {j for j, _, _ in found[30].found} == exact
+    for result in found.values():
+        kept = set(range(900)) - {j for j, _, _ in result.found}
+        assert all(i in kept and i < j for j, i, _ in result.found)
+        assert result.recall is not None and result.recall.sampled == len(
+            kept
+        )  # all of them: no sampling error
+    left = np.array(sorted(j for j, _, _ in found[1].found))
+    truth = found[1].recall
+    assert truth is not None and truth.missed > 0
+    sampled = estimate_recall(RoughVectors(vectors), 0.9, left, 1, 150)
+    assert sampled.low < truth.estimate < sampled.high and sampled.high - sampled.low < 0.3
+    assert f"{sampled.missed} still duplicate" in sampled.sentence()
+
+
+def test_semdedup_of_many_copies_needs_no_pairs() -> None:
+    vectors = np.repeat(unit_vectors(2, 3, 8, copies=0), 4000, axis=0)
+    found = find_duplicates(vectors, 0.999, rule="semdedup")
+    assert len(found) == 3 * 3999 and {i for _, i, _ in found} == {0, 4000, 8000}
+
+
+def test_rows_near_others_are_all_of_them() -> None:
+    vectors = unit_vectors(9, 2500, 48, copies=60)
+    exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T - 2 * np.eye(len(vectors))
+    touched = rows_near_others(vectors, 0.9)
+    assert touched[(exact >= 0.9).any(axis=1)].all()
+    assert not touched[(exact < 0.89).all(axis=1)].any()
 
 
 def test_the_order_of_the_input_is_irrelevant() -> None:
