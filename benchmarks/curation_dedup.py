@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from benchmarks.curation_models import real_texts, timed
 from benchmarks.measure import machine, paired, publish, table
 from curation.clusters import nearest_clusters
+from curation.memory import peak_memory
 from curation.semantic_duplicates import find_duplicates, semantic_duplicates
 
 THRESHOLD = 0.9
@@ -200,5 +200,5 @@ def _large(workers: int) -> None:
         wall = time.perf_counter()
         cpu, found = timed(lambda: find_duplicates(vectors, THRESHOLD, workers=workers))
         wall = time.perf_counter() - wall
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = peak_memory() / 1e6
     print(json.dumps({"workers": workers, "wall": wall, "cpu": cpu, "rss": size, "found": len(found)}))

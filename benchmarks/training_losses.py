@@ -118,15 +118,15 @@ def against_torch(quick: bool) -> str:
 def peak_megabytes(kind: str, tokens: int, width: int, vocabulary: int, low: bool) -> float:
     """Peak resident memory that one forward and backward adds, in a process of its own."""
     code = (
-        "import resource, torch; torch.set_num_threads(1)\n"
+        "from curation.memory import peak_memory; import torch; torch.set_num_threads(1)\n"
         f"from benchmarks.training_losses import {kind}, problem, step\n"
         f"given = problem({tokens}, {width}, {vocabulary})\n"
         f"step({kind}, problem(8, {width}, 64), {low})()\n"
         "given[0].grad, given[1].grad = torch.zeros_like(given[0]), torch.zeros_like(given[1])\n"
         "given[0].grad = given[1].grad = None\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak_memory()\n"
         f"step({kind}, given, {low})()\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+        "print((peak_memory() - before) / 1e6)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(result.stdout)

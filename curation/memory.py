@@ -1,8 +1,11 @@
-"""Keeping freed memory, so that the next step's tensors need not be fetched from the kernel again."""
+"""Memory of this process: its peak, and keeping what is freed, so that it need not be fetched from the kernel again."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
@@ -23,3 +26,16 @@ def keep_freed_memory() -> bool:
         )
     except (OSError, AttributeError):
         return False
+
+
+def peak_memory() -> int:
+    """The most that this process has had resident, in bytes, since its program began.
+
+    On Linux not `ru_maxrss`, which also counts what the process that started this one held at that moment.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

@@ -117,8 +117,8 @@ def decide(
     sample : documents that are scored in both formats; by default 1 % of the source, from 32 to 512
     """
     wanted = ["id", "educational_score"]
-    exact = "educational_bits" not in table.columns or rule.kind == "all"
-    if exact or not isinstance(scorer, EducationalClassifier):
+    decided = "educational_bits" not in table.columns or rule.kind == "all"
+    if decided or not isinstance(scorer, EducationalClassifier):
         return Decision(passing(table.select(wanted), rule), table, None)
     table = table.sort("id")
     bits = table["educational_bits"].to_numpy()

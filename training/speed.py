@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from curation.memory import peak_memory
 from curation.progress import StatusLine, status_line
 
 # Wide enough for the kernels to reach their best, small enough to be over in a fraction of a second: on a CPU
@@ -65,8 +65,7 @@ def memory_bytes(device: torch.device) -> int:
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # no present value: the largest so far
-    return largest if sys.platform == "darwin" else largest * 1024
+    return peak_memory()  # no present value: the largest so far
 
 
 class StepMeter:

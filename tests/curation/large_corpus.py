@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import resource
 import sys
 from pathlib import Path
 
 from curation.cascade import Scorers, select_representative
 from curation.documents import Document, write_documents
+from curation.memory import peak_memory
 from curation.progress import set_progress_mode
 from curation.scoring.corpus import corpus_of
 from tests.curation.test_cascade import JUDGES, SETTINGS, Known, embed
@@ -37,7 +37,7 @@ def main(folder: Path) -> int:
     select_representative(
         corpora, capabilities, scorers, SETTINGS, scores=folder / "scores", out=folder / "out"
     )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ def test_the_same_batches_one_ahead_up_to_the_end() -> None:
         ours, theirs = ahead(first, 4), wanted.batch(first, 4)
         assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(ours.labels, theirs.labels)
     ahead.close()
-    assert made[:3] == [(0, True), (4, False), (8, False)] and len(made) == 25
+    assert made[:3] == [(0, True), (4, False), (8, False)] and len(made) in (
+        24,
+        25,
+    )  # the last may be called off
     with pytest.raises(DataError, match="no sequence 96"):
         make(96, 4)
 

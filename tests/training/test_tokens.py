@@ -217,10 +217,11 @@ def test_two_writers_of_one_folder_are_refused(tokenizer, tmp_path):
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from curation.memory import peak_memory
 from training.tokenizing import write_tokens
 backend = Tokenizer(models.WordLevel({"<|eos|>": 0, "<unk>": 1, "word": 2}, unk_token="<unk>"))
 backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -231,9 +232,9 @@ def documents(megabytes):
         yield f"{i:020}", text + str(i)
 folder = Path(sys.argv[1])
 write_tokens(documents(2), tokenizer, folder / "small", "s", part_bytes=1 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 write_tokens(documents(24), tokenizer, folder / "large", "s", part_bytes=1 << 20)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_memory() - before) / 1e6)
 """
 
 
