@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 
 from curation.atomic import replacing, write_json
 from curation.classifiers.language import LanguageRule, LanguageScorer, none_passed, passing_language
+from curation.clusters import PROBES
 from curation.deduplicate import Duplicate, Rule, deduplicate, write_duplicates
 from curation.documents import Document
 from curation.educational import EducationalRule, few_passed
+from curation.embedding_recheck import EmbeddingRecheck
 from curation.funnel import audit, funnel_rows
 from curation.judge_scores import judge_notes, judge_scores
 from curation.recheck import decide
@@ -64,7 +66,7 @@ class CascadeSettings:
     educational  : rule for every source; `educational_of` has others for single sources
     language_of  : sources that are cut by language first, which needs `Scorers.language`
     reasoning_share, domain_share : parts of each source that the judge's two cuts keep
-    threshold, rule : semantic deduplication; unpublished
+    threshold, rule, probes : semantic deduplication, see `semantic_duplicates`; unpublished
     documents    : size of each representative set
     top_up       : fill the places that duplicates left in a set with the next-ranked of the domain cut
     """
@@ -76,6 +78,7 @@ class CascadeSettings:
     domain_share: float = 0.1
     threshold: float = 0.9
     rule: Rule = "greedy"
+    probes: int = PROBES
     documents: int = 10_000
     top_up: bool = False
 
@@ -87,12 +90,16 @@ class Scorers:
     classifier : with a column `educational_score`: EducationalClassifier, or a classifier of one's own
     judges : by `reasoning`, the capabilities, and `combined` for sources with several capabilities or none
     embed  : texts to float32 [n, dim] with rows of length 1
+    embed_near : texts and a threshold to embeddings, float32's wherever a cosine comes near the threshold, and what
+        was measured (`embedding_recheck.embed_near`); in place of `embed` for the survivors, whose texts are then
+        all in memory at once
     """
 
     classifier: Scorer
     judges: Mapping[str, Scorer]
     embed: Embed
     language: LanguageScorer | None = None
+    embed_near: Callable[[Sequence[str], float], tuple[np.ndarray, EmbeddingRecheck | None]] | None = None
 
 
 def domain_prompt(capabilities: Sequence[str]) -> str:
@@ -145,7 +152,7 @@ def select_representative(
         early = {s: dropped_before(table, already_dropped) for s, table in scoring.listings.items()}
         warnings: list[str] = []
         cuts = _judge(scoring, capabilities, scorers, settings, early, warnings)
-        duplicates, kept = _deduplicate(scoring, cuts, scorers.embed, settings)
+        duplicates, kept = _deduplicate(scoring, cuts, scorers, settings, warnings)
         funnel, verdicts = [], []
         for source in corpora:
             _choose(cuts[source], partial(scoring.texts, source), duplicates, scorers.embed, kept, settings)
@@ -297,24 +304,43 @@ def _asked(
 
 
 def _deduplicate(
-    scoring: _Scoring, cuts: Mapping[str, Cuts], embed: Embed, settings: CascadeSettings
+    scoring: _Scoring,
+    cuts: Mapping[str, Cuts],
+    scorers: Scorers,
+    settings: CascadeSettings,
+    warnings: list[str],
 ) -> tuple[list[Duplicate], KeptVectors]:
     """Duplicates among the survivors of all sources; only their texts are read, one source's at a time."""
     chosen: list[Document] = []
     scores: dict[str, float] = {}
-    blocks = []
+    blocks, everything = [], []
     for source in scoring.corpora:
         table = cuts[source]["domain"].sort("id")
         scores |= dict(zip(table["id"].to_list(), table["domain_margin"].to_list(), strict=True))
         texts = scoring.texts(source, table["id"].to_list())
         chosen += [Document(name, "", source) for name in table["id"].to_list()]
-        blocks += [embed(texts[i : i + EMBED_DOCUMENTS]) for i in range(0, len(texts), EMBED_DOCUMENTS)]
+        if scorers.embed_near is not None:
+            everything += texts
+            continue
+        for first in range(0, len(texts), EMBED_DOCUMENTS):
+            blocks.append(scorers.embed(texts[first : first + EMBED_DOCUMENTS]))
     if not chosen:
         return [], KeptVectors(np.zeros((0, 0), dtype=np.float32), settings.threshold)
-    vectors = np.concatenate(blocks)
+    if scorers.embed_near is None:
+        vectors = np.concatenate(blocks)
+    else:
+        vectors, recheck = scorers.embed_near(everything, settings.threshold)
+        warnings += [] if recheck is None else [recheck.sentence()]
     priority = {source: place for place, source in enumerate(scoring.corpora)}
     _, duplicates = deduplicate(
-        chosen, vectors, settings.threshold, rule=settings.rule, priority=priority, scores=scores
+        chosen,
+        vectors,
+        settings.threshold,
+        rule=settings.rule,
+        priority=priority,
+        scores=scores,
+        probes=settings.probes,
+        notes=warnings,
     )
     dropped = {duplicate.dropped for duplicate in duplicates}
     kept = vectors[[document.id not in dropped for document in chosen]]

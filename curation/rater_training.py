@@ -97,13 +97,12 @@ def split_examples(
     tasks: Mapping[str, Sequence[LabelledExample]], settings: RaterSettings
 ) -> dict[str, Sides]:
     """Training and held-out examples of each task; all of one origin are on the same side in every task."""
+    held_out = _held_out_groups(tasks, settings)
     train: dict[str, list[LabelledExample]] = {task: [] for task in tasks}
     test: dict[str, list[LabelledExample]] = {task: [] for task in tasks}
     for task, members in tasks.items():
         for example in sorted(members, key=lambda e: (e.id, e.rule)):
-            digest = hashlib.sha256(f"{settings.seed}\0{example.group}".encode()).digest()
-            held_out = int.from_bytes(digest[:8], "big") < settings.held_out * 2**64
-            (test if held_out else train)[task].append(example)
+            (test if example.group in held_out else train)[task].append(example)
         if not train[task] or not test[task]:
             raise DataError(
                 f"{len(members)} labelled examples are too few to train a rater and to test it",
@@ -118,3 +117,18 @@ def split_examples(
         )
         for task in tasks
     }
+
+
+def _held_out_groups(tasks: Mapping[str, Sequence[LabelledExample]], settings: RaterSettings) -> set[str]:
+    """Origins whose examples only measure: a share of them, by hash, and one at least of each task that has two."""
+
+    def place(group: str) -> float:
+        digest = hashlib.sha256(f"{settings.seed}\0{group}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    held_out: set[str] = set()
+    for members in tasks.values():
+        groups = sorted({example.group for example in members}, key=place)
+        chosen = [group for group in groups if place(group) < settings.held_out]
+        held_out.update(chosen or groups[: len(groups) > 1])
+    return held_out

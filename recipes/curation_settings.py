@@ -111,6 +111,9 @@ class EducationalSettings(Settings):
     """`raw > 4` (the paper's words), `int_score >= 4` (the rounded score), `top 0.1` (of each source) or `all`."""
     per_source: dict[str, str] = Field(default_factory=dict)
     """Other rules for single sources: an English rubric rarely passes code and proofs."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """`bfloat16` scores in half the time or less, and again in float32 whatever lies near the cut, so that verdicts
+    are float32's; `auto` does so where the processor multiplies bfloat16 itself. For transformers classifiers."""
 
     @field_validator("rule", "per_source")
     @classmethod
@@ -227,6 +230,10 @@ class DeduplicationSettings(Settings):
     """Cosine from which on the later document is dropped."""
     rule: Literal["greedy", "semdedup"] = "greedy"
     dimensions: Count = 128
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the embedder's transformer, with the same promise as `educational.precision`; nothing for `trained`."""
+    probes: Count = 3
+    """Beyond 200,000 documents: how many of its nearest clusters each document is compared in."""
 
 
 class CurationSettings(Settings):

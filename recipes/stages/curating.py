@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from curation.ask_llm import AskLLM
@@ -15,9 +17,11 @@ from curation.classifiers.language import LanguageRule, LanguageScorer, check_la
 from curation.documents import Document
 from curation.educational import parse_rule
 from curation.embedding import embed, train_lsa_embedder
+from curation.embedding_recheck import EmbeddingRecheck, embed_near
 from curation.judge_prompt import Prompt, load_prompt
 from curation.judge_server import CHARACTERS_PER_TOKEN, ServerJudge
 from curation.labels import LabelledExample, LabelRule, balanced, label_counts, label_documents
+from curation.precision import Precision
 from curation.raters import RaterSettings, train_classifier, train_judge
 from curation.scorer import Scorer
 from curation.scoring.execution import Execution
@@ -161,10 +165,17 @@ def scorers(run: Run) -> Scorers:
     classifier = open_classifier(
         _model(run, curation.educational.model, "educational"),
         max_tokens=curation.raters.context if curation.educational.model == "trained" else 512,
+        precision=curation.educational.precision,
     )
     embedder = _model(run, curation.deduplication.embedder, "embedder")
     language = LanguageScorer(curation.language.model) if curation.language else None
-    return Scorers(classifier, judges, partial(_embed, embedder), language)
+    precision = curation.deduplication.precision
+    near = (
+        None
+        if precision == "float32"
+        else partial(_embed_near, embedder, precision, curation.deduplication.probes)
+    )
+    return Scorers(classifier, judges, partial(_embed, embedder), language, near)
 
 
 def _judge(run: Run, prompt: Prompt) -> Scorer:
@@ -215,6 +226,12 @@ def _embed(embedder: str, texts: Any) -> Any:
     return embed(texts, embedder)
 
 
+def _embed_near(
+    embedder: str, precision: Precision, probes: int, texts: Sequence[str], threshold: float
+) -> tuple[np.ndarray, EmbeddingRecheck | None]:
+    return embed_near(texts, embedder, threshold, precision=precision, search={"probes": probes})
+
+
 def execution_of(run: Run) -> Execution:
     """Where the recipe wants documents to be scored."""
     settings = run.recipe.executor.model_dump()
@@ -232,6 +249,7 @@ def cascade_settings(recipe: Recipe) -> CascadeSettings:
         domain_share=curation.judge.domain_share,
         threshold=curation.deduplication.threshold,
         rule=curation.deduplication.rule,
+        probes=curation.deduplication.probes,
         documents=curation.representative_documents,
     )
 

@@ -145,6 +145,16 @@ def test_pieces_of_one_file_are_on_one_side() -> None:
     assert not {e.group for e in train} & {e.group for e in test}
 
 
+@pytest.mark.parametrize("files", [2, 3, 5])
+def test_a_task_of_few_files_has_one_to_measure_on(files: int) -> None:
+    for seed in range(20):
+        labelled = [
+            LabelledExample(f"{i}", f"text {i}", i % 2, "r", "s", f"file {i % files}") for i in range(24)
+        ]
+        train, test = split_examples({"code": labelled}, replace(SETTINGS, seed=seed))["code"]
+        assert train and test and not {e.group for e in train} & {e.group for e in test}
+
+
 def test_too_few_examples_are_a_sentence() -> None:
     with pytest.raises(DataError, match="too few to train"):
         split_examples({"code": [LabelledExample("a", "t", 1, "r", "s", "g")]}, SETTINGS)

@@ -78,7 +78,12 @@ def test_a_slice_of_five_corpora(tmp_path: Path) -> None:
     }
     scorers = Scorers(CountsWords("educational", ("educational_score",), WORDS["knowledge"]), judges, embed)  # type: ignore[arg-type]
     settings = CascadeSettings(
-        parse_rule("raw > 4"), {"formal": parse_rule("top 0.5")}, 0.5, 0.5, 0.98, documents=20
+        educational=parse_rule("raw > 4"),
+        educational_of={"formal": parse_rule("top 0.5")},
+        reasoning_share=0.5,
+        domain_share=0.5,
+        threshold=0.98,
+        documents=20,
     )
     select_representative(
         {name: Corpus(name, tuple(document_files(path))) for name, path in places.items()},
