@@ -76,7 +76,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     judges = {"reasoning": judge("reasoning", 3), "code": judge("code", 5), "combined": judge("combined", 5)}
     scorers = Scorers(ByNumber("educational", ("educational_score",), 1), judges, embed)  # type: ignore[arg-type]
-    settings = CascadeSettings(parse_rule("raw > 2"), {}, 0.5, 0.5, 0.9999, documents=8)
+    settings = CascadeSettings(
+        educational=parse_rule("raw > 2"),
+        reasoning_share=0.5,
+        domain_share=0.5,
+        threshold=0.9999,
+        documents=8,
+    )
     select_representative(
         documents,
         CAPABILITIES,
