@@ -1,0 +1,288 @@
+"""Tasks: what to ask a model and how to score it, as data in a small YAML file.
+
+A task file names its rows (a local file or a hub dataset), templates for the prompt, the gold answer and the
+choices, the few-shot examples and the way of scoring. Keys are the fields of `Task`, `FewShot` and
+`Generation`; an unknown key is an error. The files of the common benchmarks are in `probes/task_files`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from curation.errors import RecipeError
+from probes.templates import apply_filter, check_template
+
+Scoring = Literal["likelihood", "gold_bpb", "choice", "generation"]
+Form = Literal["cloze", "letters", "both"]
+GoldKind = Literal["index", "one_based", "label", "text", "boolean"]
+Normalization = Literal["none", "per_char", "per_byte", "per_token", "pmi"]
+
+TASK_FILES = Path(__file__).parent / "task_files"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a task, rendered.
+
+    id            : from the row, or a hash of it; unique within the task
+    prompt        : context, few-shot examples included
+    gold          : gold continuation or reference answer, leading space included ("" for likelihood)
+    choices       : continuations to choose from, leading space included; empty unless the task is a choice
+    gold_choice   : position of the right one
+    unconditional : context of the PMI denominator
+    text          : the text of a likelihood task
+    contexts      : where the choices differ in what comes before (WinoGrande), the context of each; then all
+                    continuations are equal and `prompt` is what they share: the few-shot examples
+    choice_texts  : the choices as the row has them, whose characters normalise the scores
+    """
+
+    id: str
+    prompt: str
+    gold: str
+    choices: tuple[str, ...] = ()
+    gold_choice: int | None = None
+    unconditional: str = "Answer:"
+    text: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    contexts: tuple[str, ...] = ()
+    choice_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Solved examples before each question.
+
+    count    : how many
+    data, subset, split, revision : where they are from; `data` and `subset` of the task where not given. A
+               task read from a local file takes them from its own rows, which then are not asked.
+    pick     : the first rows, or rows drawn by the seed of the evaluation
+    same     : a field that must agree with the question's (MMLU: subject)
+    separator: between examples
+    examples : rows written in the task file itself, instead of `data`
+    """
+
+    count: int = 0
+    data: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    pick: Literal["first", "random"] = "first"
+    same: str | None = None
+    separator: str = "\n\n"
+    examples: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are drawn and checked.
+
+    reward  : name of a reward of training.rewards, given the answer and the row's gold answer
+    samples : answers to each question; temperature 0 is greedy
+    budgets : response budgets in tokens at which scores are reported, none larger than `max_tokens`
+    chat    : put the prompt into the model's chat template
+    """
+
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    reward: str = "math"
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    thinking_tokens: int | None = None
+    answer_tokens: int | None = None
+    budgets: tuple[int, ...] = ()
+    chat: bool = False
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task file.
+
+    data, subset, split, revision : a local file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or a hub dataset
+    id            : field of the row's id; a hash of the row where not given
+    prompt        : template of the question
+    text          : template of the text of a likelihood task
+    gold          : template of the gold answer; for a choice, of what `gold_kind` reads
+    gold_kind     : the gold is a position from 0 ("index") or 1 ("one_based"), one of `labels` ("label"), the
+                    choice itself ("text"), or true and false for position 1 and 0 ("boolean")
+    choices       : a field that holds the list, or a list of templates
+    labels        : the field with the labels of the choices, where `gold_kind` is "label"; A, B, C otherwise
+    contexts      : templates of a context for each choice; then `choices` is one template for all
+    delimiter     : between prompt and continuation; it belongs to the continuation
+    letters_prompt: template of the lettered form, in which {lettered_choices} are the lines " A. choice"
+    unconditional : context of the PMI denominator
+    clean         : a filter of `probes.templates` applied to prompt and choices
+    normalization : which score decides the headline accuracy of the cloze form; all are reported
+    """
+
+    name: str
+    scoring: Scoring
+    data: str
+    version: int = 1
+    subset: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    source: str = ""
+    id: str | None = None
+    prompt: str = ""
+    text: str = ""
+    gold: str = ""
+    gold_kind: GoldKind = "index"
+    choices: str | tuple[str, ...] = ()
+    labels: str | None = None
+    contexts: tuple[str, ...] = ()
+    delimiter: str = " "
+    form: Form = "cloze"
+    letters_prompt: str = ""
+    unconditional: str = "Answer:"
+    clean: str | None = None
+    normalization: Normalization = "none"
+    fewshot: FewShot = field(default_factory=FewShot)
+    generation: Generation = field(default_factory=Generation)
+
+
+def task_names() -> list[str]:
+    """Names of the tasks that come with the package."""
+    return sorted(path.stem for path in TASK_FILES.glob("*.yaml"))
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """A task by the name of a shipped file, or from a YAML file of one's own.
+
+    Raises RecipeError naming the file and the key that is unknown, missing or of the wrong type.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = TASK_FILES / f"{name_or_path}.yaml"
+        if str(name_or_path) not in task_names():
+            close = difflib.get_close_matches(str(name_or_path), task_names(), n=1)
+            raise RecipeError(
+                f"There is no task {str(name_or_path)!r}",
+                where="tasks",
+                remedy=(f"Did you mean {close[0]}? " if close else "")
+                + f"Known are {', '.join(task_names())}, or give a .yaml file",
+            )
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"The task file cannot be read: {error.strerror}", where=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"The task file is not YAML: {error}", where=str(path)) from error
+    task = _record(Task, described, str(path))
+    if is_relative_file(task.data, path):
+        task = replace(task, data=str(path.parent / task.data))
+    _check(task, str(path))
+    return task
+
+
+def is_relative_file(data: str, beside: Path) -> bool:
+    """Whether `data` is a file beside the task file rather than a hub id or a path from here."""
+    return not Path(data).exists() and (beside.parent / data).is_file()
+
+
+def read_items(
+    task: Task, *, limit: int | None = None, seed: int = 0, form: Literal["cloze", "letters"] | None = None
+) -> list[Item]:
+    """The questions of a task, rendered with their few-shot examples, in the order of the rows.
+
+    limit : ask so many, drawn by `seed` and kept in order; all of them by default
+    seed  : of the draw, and of few-shot examples picked at random
+    form  : of a choice; by default the task's own, cloze for "both"
+
+    Raises DataError naming the row: a missing field, no choices, a gold outside them, a duplicate.
+    """
+    from probes.task_items import render_items  # the record stands alone, for those who bring their own items
+
+    chosen = form or ("letters" if task.form == "letters" else "cloze")
+    return render_items(task, limit=limit, seed=seed, form=chosen)
+
+
+def _record(kind: type[Any], described: Any, where: str) -> Any:
+    if not isinstance(described, dict):
+        raise RecipeError(
+            f"Here should be keys and values, not {type(described).__name__}", where=where
+        )
+    known = {f.name: f for f in fields(kind)}
+    for key in described:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise RecipeError(
+                f"There is no key {key!r} in a task file",
+                where=where,
+                remedy=f"Did you mean {close[0]}?".rstrip("?") if close else f"Known are {', '.join(known)}",
+            )
+    for name, entry in known.items():
+        if name not in described and entry.default is MISSING and entry.default_factory is MISSING:
+            raise RecipeError(f"The key {name!r} is missing", where=where, remedy="Add it to the task file")
+    hints = get_type_hints(kind)
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in described.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; lists become tuples. RecipeError when it is not of that type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+        raise RecipeError(
+            f"{value!r} is not one of {', '.join(map(str, arguments))}", where=where, remedy="Choose one of them"
+        )
+    if origin in (types.UnionType, typing.Union):
+        for argument in arguments:
+            try:
+                return _value(argument, value, where)
+            except RecipeError:
+                continue
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_value(arguments[0], entry, where) for entry in value)
+    elif origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint in (FewShot, Generation):
+        return _record(hint, value, where)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{value!r} is not of the right type ({getattr(hint, '__name__', hint)})", where=where)
+
+
+def _check(task: Task, where: str) -> None:
+    needed = {
+        "likelihood": ("text",),
+        "gold_bpb": ("prompt", "gold"),
+        "choice": ("choices", "gold"),
+        "generation": ("prompt", "gold"),
+    }[task.scoring]
+    for name in needed:
+        if not getattr(task, name):
+            raise RecipeError(f"A task with {task.scoring} scoring needs {name!r}", where=where)
+    if task.form != "cloze" and not task.letters_prompt:
+        raise RecipeError("The lettered form needs 'letters_prompt'", where=where)
+    if task.gold_kind == "label" and not task.labels:
+        raise RecipeError("A gold that is a label needs 'labels'", where=where)
+    if task.fewshot.count < 0 or task.version < 1:
+        raise RecipeError("'fewshot.count' is at least 0 and 'version' at least 1", where=where)
+    if task.contexts and (not isinstance(task.choices, str) or "{" not in task.choices or task.form != "cloze"):
+        raise RecipeError("With 'contexts', 'choices' is one template and the form is cloze", where=where)
+    templates = [task.prompt, task.text, task.gold, task.letters_prompt, *task.contexts]
+    if isinstance(task.choices, tuple):
+        templates += task.choices
+    for template in templates:
+        check_template(template, where)
+    if task.clean:
+        apply_filter("", task.clean, where)
