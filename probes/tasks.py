@@ -122,6 +122,7 @@ class Task:
     unconditional : context of the PMI denominator
     clean         : a filter of `probes.templates` applied to prompt and choices
     normalization : which score decides the headline accuracy of the cloze form; all are reported
+    duplicates    : a row that is there twice is an error, or kept and asked twice (some official sets have some)
     """
 
     name: str
@@ -146,6 +147,7 @@ class Task:
     unconditional: str = "Answer:"
     clean: str | None = None
     normalization: Normalization = "none"
+    duplicates: Literal["error", "keep"] = "error"
     fewshot: FewShot = field(default_factory=FewShot)
     generation: Generation = field(default_factory=Generation)
 
