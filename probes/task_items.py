@@ -27,7 +27,9 @@ class TaskRows:
     sha256: str
 
 
-def render_items(task: Task, *, limit: int | None, seed: int, form: Literal["cloze", "letters"]) -> list[Item]:
+def render_items(
+    task: Task, *, limit: int | None, seed: int, form: Literal["cloze", "letters"]
+) -> list[Item]:
     """The items of a task; see `probes.tasks.read_items`."""
     return items_of(task, rows_of(task, seed=seed), limit=limit, seed=seed, form=form)
 
@@ -69,7 +71,9 @@ def items_of(
 ) -> list[Item]:
     """Items in the order of the rows. All rows are rendered, so that a bad one is found whatever the limit."""
     if limit is not None and limit < 1:
-        raise RecipeError(f"A limit of {limit} questions is not possible", where="limit", remedy="Choose 1 or more")
+        raise RecipeError(
+            f"A limit of {limit} questions is not possible", where="limit", remedy="Choose 1 or more"
+        )
     blocks = {
         group: "".join(_solved(task, row, form) + task.fewshot.separator for row in chosen)
         for group, chosen in rows.shown.items()
@@ -102,7 +106,9 @@ def _item(task: Task, row: Row, where: str, name: str, before: str, form: str, n
         return Item(name, "", "", text=_filled(task, task.text, row, where, "text"), meta=meta)
     if task.scoring != "choice":
         gold = _filled(task, task.gold, row, where, "gold answer")
-        return Item(name, before + render(task.prompt, row, where), gold, unconditional=task.unconditional, meta=meta)
+        return Item(
+            name, before + render(task.prompt, row, where), gold, unconditional=task.unconditional, meta=meta
+        )
     choices, gold_choice = _choices(task, row, where)
     if form == "letters":
         continuations = tuple(task.delimiter + LETTERS[i] for i in range(len(choices)))
@@ -145,11 +151,15 @@ def _choices(task: Task, row: Row, where: str) -> tuple[list[str], int]:
         choices = [_clean(task, as_text(choice, task.choices, where)) for choice in listed]
     if len(choices) < 2:
         raise DataError(
-            f"The row has {len(choices)} choices", where=where, remedy="A choice needs two or more; mend the row"
+            f"The row has {len(choices)} choices",
+            where=where,
+            remedy="A choice needs two or more; mend the row",
         )
     empty = [i for i, choice in enumerate(choices) if not choice.strip()]
     if empty:
-        raise DataError(f"Choice {empty[0] + 1} of {len(choices)} is empty", where=where, remedy="Mend the row")
+        raise DataError(
+            f"Choice {empty[0] + 1} of {len(choices)} is empty", where=where, remedy="Mend the row"
+        )
     return choices, _gold_choice(task, row, where, choices)
 
 

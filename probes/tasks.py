@@ -210,9 +210,7 @@ def read_items(
 
 def _record(kind: type[Any], described: Any, where: str) -> Any:
     if not isinstance(described, dict):
-        raise RecipeError(
-            f"Here should be keys and values, not {type(described).__name__}", where=where
-        )
+        raise RecipeError(f"Here should be keys and values, not {type(described).__name__}", where=where)
     known = {f.name: f for f in fields(kind)}
     for key in described:
         if key not in known:
@@ -236,7 +234,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value in arguments and not isinstance(value, bool):
             return value
         raise RecipeError(
-            f"{value!r} is not one of {', '.join(map(str, arguments))}", where=where, remedy="Choose one of them"
+            f"{value!r} is not one of {', '.join(map(str, arguments))}",
+            where=where,
+            remedy="Choose one of them",
         )
     if origin in (types.UnionType, typing.Union):
         for argument in arguments:
@@ -279,7 +279,9 @@ def _check(task: Task, where: str) -> None:
         raise RecipeError("A gold that is a label needs 'labels'", where=where)
     if task.fewshot.count < 0 or task.version < 1:
         raise RecipeError("'fewshot.count' is at least 0 and 'version' at least 1", where=where)
-    if task.contexts and (not isinstance(task.choices, str) or "{" not in task.choices or task.form != "cloze"):
+    if task.contexts and (
+        not isinstance(task.choices, str) or "{" not in task.choices or task.form != "cloze"
+    ):
         raise RecipeError("With 'contexts', 'choices' is one template and the form is cloze", where=where)
     templates = [task.prompt, task.text, task.gold, task.letters_prompt, *task.contexts]
     if isinstance(task.choices, tuple):

@@ -1,0 +1,183 @@
+"""Log-probability of continuations: how likely a model finds an answer after its question.
+
+Context and continuation are tokenized together and split at the number of tokens of the context alone; spaces at
+the end of the context belong to the continuation. Only tokens of the continuation are scored. This is what
+lm-evaluation-harness does, and the values are equal to its own.
+
+A sequence that begins another one of the same call is not run: causal attention gives its values on the way. So
+choices of one token cost one pass over their question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from curation.errors import DataError, RecipeError
+from training.losses import linear_cross_entropy
+from training.text_encoding import Encode
+
+if TYPE_CHECKING:
+    from training.model import Decoder
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Token ids [n] int64 of context and continuation, of which those from `first` on are scored."""
+
+    ids: np.ndarray
+    first: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) - self.first
+
+    def dropped(self, context: int) -> int:
+        """Tokens of the context that the first scored token cannot see, with `context` tokens fed at once."""
+        return next(_windows(self, context))[0]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Scored tokens `labels` of the pair `pair`, the first of them predicted at position `at` of a sequence."""
+
+    pair: int
+    at: int
+    labels: np.ndarray
+
+
+def encode_pairs(
+    encode: Encode, pairs: Sequence[tuple[str, str]], prefix: int, bos: bool
+) -> list[Continuation]:
+    """Tokenize (context, continuation) pairs.
+
+    prefix : id of the bos token (eos where there is none), before every context if `bos`, else before empty ones
+    Raises DataError on an empty continuation.
+    """
+    moved = []
+    for context, continuation in pairs:
+        if not continuation:
+            raise DataError(
+                "A continuation is empty, so there is nothing to score", where=repr(context[-60:])
+            )
+        kept = context.rstrip()
+        moved.append((kept, context[len(kept) :] + continuation))
+    # Choices share their context: each is tokenized once.
+    contexts = list(dict.fromkeys(context for context, _ in moved))
+    lengths = dict(zip(contexts, map(len, encode(contexts)), strict=True))
+    encoded = []
+    for (context, _), whole in zip(moved, encode([c + k for c, k in moved]), strict=True):
+        # A tokenizer may merge the whole continuation into the context's last token: then that one is scored.
+        split = min(lengths[context], len(whole) - 1)
+        first = [prefix] if bos or split <= 0 else []
+        encoded.append(Continuation(np.asarray([*first, *whole], dtype=np.int64), len(first) + max(split, 0)))
+    return encoded
+
+
+def score_continuations(
+    model: Decoder,
+    pairs: Sequence[Continuation],
+    *,
+    context: int,
+    batch_tokens: int = 8192,
+) -> np.ndarray:
+    """Nats float64 [pairs]: minus the summed log-probability of each continuation.
+
+    context      : most tokens fed at once. A longer sequence loses tokens on the left of its context; a
+                   continuation that is itself longer is scored in rolling windows, each token once
+    batch_tokens : most tokens, padding included, in one forward pass
+
+    Raises DataError on a token that the model does not know and on log-probabilities that are not numbers.
+    """
+    if not 1 <= context <= model.config.max_positions:
+        raise RecipeError(
+            f"A context of {context} tokens is not possible: the model has {model.config.max_positions} positions",
+            where="context",
+        )
+    for pair in pairs:
+        if pair.ids.min() < 0 or pair.ids.max() >= model.config.vocab_size:
+            raise DataError(
+                f"A text holds token {int(pair.ids.max())}, but the model knows {model.config.vocab_size}",
+                remedy="Score with the tokenizer that the model was trained with",
+            )
+    nats = np.zeros(len(pairs))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in _batches(_sequences(pairs, context), batch_tokens):
+                _score_batch(model, batch, nats)
+    finally:
+        model.train(was_training)
+    broken = np.flatnonzero(~np.isfinite(nats))
+    if broken.size:
+        raise DataError(
+            f"The model gives no finite log-probability to {broken.size} of {len(pairs)} continuations",
+            remedy="Its training has probably diverged: take an earlier checkpoint",
+        )
+    return nats
+
+
+def _windows(pair: Continuation, context: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, first, end): feed ids[begin:end - 1], score ids[first:end]."""
+    step = context if pair.tokens <= context else max(1, context // 2)
+    for first in range(pair.first, len(pair.ids), step):
+        end = min(first + step, len(pair.ids))
+        yield max(0, end - 1 - context), first, end
+
+
+def _sequences(pairs: Sequence[Continuation], context: int) -> list[tuple[np.ndarray, list[_Target]]]:
+    """Sequences to be fed, longest first, none of which begins another, with what is scored along each."""
+    wanted: list[tuple[bytes, _Target]] = []
+    for index, pair in enumerate(pairs):
+        for begin, first, end in _windows(pair, context):
+            # Big-endian bytes sort as the ids do, and a prefix of ids is a prefix of bytes.
+            key = pair.ids[begin : end - 1].astype(">u4").tobytes()
+            wanted.append((key, _Target(index, first - begin - 1, pair.ids[first:end])))
+    wanted.sort(key=lambda entry: entry[0])
+    found: list[tuple[bytes, list[_Target]]] = []
+    for key, target in reversed(wanted):
+        # In sorted order whatever begins with `key` follows it directly.
+        if found and found[-1][0].startswith(key):
+            found[-1][1].append(target)
+        else:
+            found.append((key, [target]))
+    sequences = [(np.frombuffer(key, dtype=">u4").astype(np.int64), targets) for key, targets in found]
+    sequences.sort(key=lambda entry: (-len(entry[0]), entry[1][0].pair))
+    return sequences
+
+
+def _batches(
+    sequences: list[tuple[np.ndarray, list[_Target]]], batch_tokens: int
+) -> Iterator[list[tuple[np.ndarray, list[_Target]]]]:
+    batch: list[tuple[np.ndarray, list[_Target]]] = []
+    for sequence in sequences:
+        if batch and (len(batch) + 1) * len(batch[0][0]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch
+
+
+def _score_batch(model: Decoder, batch: list[tuple[np.ndarray, list[_Target]]], nats: np.ndarray) -> None:
+    width = len(batch[0][0])
+    inputs = np.zeros((len(batch), width), dtype=np.int64)
+    rows, labels, owners = [], [], []
+    for row, (ids, targets) in enumerate(batch):
+        inputs[row, : len(ids)] = ids
+        for target in targets:
+            rows.append(row * width + target.at + np.arange(len(target.labels)))
+            labels.append(target.labels)
+            owners.append(np.full(len(target.labels), target.pair))
+    device = model.output_weight.device
+    hidden = model(torch.from_numpy(inputs).to(device))
+    chosen = hidden.reshape(-1, hidden.shape[-1])[torch.from_numpy(np.concatenate(rows)).to(device)]
+    losses = linear_cross_entropy(
+        chosen, model.output_weight, torch.from_numpy(np.concatenate(labels)).to(device), reduction="none"
+    )
+    np.add.at(nats, np.concatenate(owners), losses.to("cpu", torch.float64).numpy())

@@ -1,0 +1,213 @@
+"""Evaluate a model on tasks: `evaluate("model", ["arc_easy"], data={"arc_easy": "arc.jsonl"})`.
+
+All tasks are read and checked before the first is scored. Each finished task is written at once, with a record
+for every question, and is not repeated while model, data, task and settings are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json
+from curation.errors import DataError, RecipeError
+from curation.progress import progress
+from probes.task_items import TaskRows, items_of, rows_of
+from probes.task_scoring import Loaded, score_task
+from probes.tasks import Item, Task, load_task
+
+RESULTS, ITEMS = "results.json", "items.parquet"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a model achieved on a task.
+
+    metrics : by form ("cloze", "letters"; one of the name of the scoring else) and name: value, and where they
+              exist stderr, low, high
+    described : settings, hashes and counts, as in results.json
+    records : a row for each question and form
+    reused  : whether it was there already
+    """
+
+    task: str
+    metrics: dict[str, dict[str, dict[str, float]]]
+    described: dict[str, Any]
+    records: pa.Table
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class _Work:
+    task: Task
+    rows: TaskRows
+    items: dict[str, list[Item]]
+    settings: dict[str, Any]
+    hashes: dict[str, str]
+
+
+def evaluate(
+    model: str | Path,
+    tasks: Sequence[str | Path | Task],
+    *,
+    data: Mapping[str, str | Path] | None = None,
+    shots: Mapping[str, str | Path] | None = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    context: int | None = None,
+    bos: bool = True,
+    batch_tokens: int = 8192,
+) -> dict[str, TaskResult]:
+    """Score a model folder on tasks; results by the tasks' names, in their order.
+
+    tasks   : names of shipped tasks, task files (.yaml), or Tasks
+    data    : a local file of rows by task, instead of the task's own
+    shots   : a local file of few-shot examples by task; without one, a task with local `data` takes them from
+              its rows, which are then not asked
+    out     : folder for TASK/results.json and TASK/items.parquet; nothing is written without it
+    limit   : questions to ask of each task, drawn by `seed`
+    context : most tokens fed at once, the model's positions by default
+    bos     : begin every prompt with the bos token, as our training does
+
+    Raises RecipeError on impossible settings or when `out` holds results of other settings, DataError on bad
+    rows, before anything is scored.
+    """
+    chosen = _tasks(tasks, data or {}, shots or {})
+    folder = Path(model)
+    loaded = Loaded.of(folder, context=context, bos=bos, batch_tokens=batch_tokens)
+    model_hash = hash_folder(folder)
+    settings = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
+    works = [_read(task, settings, model_hash, limit, seed) for task in chosen]
+    done = {w.task.name: _finished(Path(out) / w.task.name, w) for w in works} if out else {}
+    left = [w for w in works if done.get(w.task.name) is None]
+    questions = sum(len(items) for w in left for items in w.items.values())
+    results = {name: result for name, result in done.items() if result}
+    with progress("evaluating", questions, "questions") as bar:
+        for work in left:
+            results[work.task.name] = _run(work, loaded, out, bar)
+    return {work.task.name: results[work.task.name] for work in works}
+
+
+def load_results(folder: str | Path) -> dict[str, TaskResult]:
+    """The finished tasks of an `out` folder, by name. DataError when there are none."""
+    found = {}
+    for path in sorted(Path(folder).glob(f"*/{RESULTS}")):
+        described = read_json(path)
+        table = pq.read_table(path.with_name(ITEMS))
+        found[described["task"]] = TaskResult(described["task"], described["metrics"], described, table, True)
+    if not found:
+        raise DataError(
+            "There are no results in this folder",
+            where=str(folder),
+            remedy="Give what --out of mixwright eval named",
+        )
+    return found
+
+
+def _tasks(
+    tasks: Sequence[str | Path | Task], data: Mapping[str, str | Path], shots: Mapping[str, str | Path]
+) -> list[Task]:
+    loaded = [task if isinstance(task, Task) else load_task(task) for task in tasks]
+    names = [task.name for task in loaded]
+    if not names:
+        raise RecipeError("There are no tasks to evaluate", where="tasks", remedy="Name one or more")
+    double = [name for name in names if names.count(name) > 1]
+    if double:
+        raise RecipeError(f"Task {double[0]} is named twice", where="tasks", remedy="Name each once")
+    for option, given in (("data", data), ("shots", shots)):
+        for name in given:
+            if name not in names:
+                raise RecipeError(
+                    f"There is no task {name!r} among those to evaluate", where=option, remedy=f"It is one of {', '.join(names)}"
+                )  # fmt: skip
+    for index, task in enumerate(loaded):
+        few = task.fewshot
+        if task.name in data:
+            # The task's own examples are on the hub, where a local file was given because there is none.
+            few = replace(few, data=None, subset=None) if not few.examples else few
+            task = replace(task, data=str(data[task.name]))
+        if task.name in shots:
+            few = replace(few, data=str(shots[task.name]), subset=None)
+        if task.scoring == "generation":
+            raise RecipeError(
+                f"Task {task.name} asks for generated answers, which this command does not score",
+                where="tasks",
+            )
+        loaded[index] = replace(task, fewshot=few)
+    return loaded
+
+
+def _read(task: Task, settings: dict[str, Any], model_hash: str, limit: int | None, seed: int) -> _Work:
+    rows = rows_of(task, seed=seed)
+    if task.scoring == "choice":
+        forms = ("cloze", "letters") if task.form == "both" else (task.form,)
+        items = {form: items_of(task, rows, limit=limit, seed=seed, form=form) for form in forms}  # type: ignore[arg-type]
+    else:
+        items = {task.scoring: items_of(task, rows, limit=limit, seed=seed, form="cloze")}
+    # What is asked is what the prompts say: paths may differ between machines.
+    described = asdict(task)
+    described.pop("data")
+    described["fewshot"].pop("data")
+    prompts = hash_value(
+        [[i.id, i.prompt, i.gold, i.text, i.choices, i.contexts] for v in items.values() for i in v]
+    )
+    hashes = {"model": model_hash, "task": hash_value(described), "data": rows.sha256, "prompts": prompts}
+    return _Work(task, rows, items, settings, hashes)
+
+
+def _finished(folder: Path, work: _Work) -> TaskResult | None:
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        described = read_json(path)
+        same = described["settings"] == work.settings and described["hashes"] == work.hashes
+        if same:
+            table = pq.read_table(folder / ITEMS)
+            return TaskResult(work.task.name, described["metrics"], described, table, reused=True)
+        changed = [k for k in work.settings if described["settings"].get(k) != work.settings[k]]
+        changed += [k for k in work.hashes if described["hashes"].get(k) != work.hashes[k]]
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"The results there cannot be read: {error}",
+            where=str(path),
+            remedy="Remove them, or choose another --out",
+        ) from error
+    raise RecipeError(
+        f"There are results of {work.task.name} made otherwise: {', '.join(changed)} differ",
+        where=str(path),
+        remedy="Choose another folder with --out, or remove these",
+    )
+
+
+def _run(work: _Work, loaded: Loaded, out: str | Path | None, bar: Any) -> TaskResult:
+    tables, metrics, counts = [], {}, {}
+    for form, items in work.items.items():
+        table, metrics[form], counts[form] = score_task(work.task, form, items, loaded, bar.advance)
+        tables.append(table)
+    records = pa.concat_tables(tables)
+    described = {
+        "task": work.task.name,
+        "version": work.task.version,
+        "scoring": work.task.scoring,
+        "normalization": work.task.normalization if work.task.scoring == "choice" else None,
+        "settings": work.settings,
+        "hashes": work.hashes,
+        "few_shot": {"count": work.task.fewshot.count, "held_out_of_the_data": work.rows.held_out},
+        "counts": counts,
+        "metrics": metrics,
+        "definition": asdict(work.task),
+    }
+    if out is not None:
+        folder = Path(out) / work.task.name
+        with replacing(folder / ITEMS) as temporary:
+            pq.write_table(records, temporary)
+        # Last: a task counts as finished when its results are there.
+        write_json(folder / RESULTS, described)
+    return TaskResult(work.task.name, metrics, described, records)
