@@ -124,8 +124,10 @@ def _tasks(
         for name in given:
             if name not in names:
                 raise RecipeError(
-                    f"There is no task {name!r} among those to evaluate", where=option, remedy=f"It is one of {', '.join(names)}"
-                )  # fmt: skip
+                    f"There is no task {name!r} among those to evaluate",
+                    where=option,
+                    remedy=f"It is one of {', '.join(names)}",
+                )
     for index, task in enumerate(loaded):
         few = task.fewshot
         if task.name in data:

@@ -66,7 +66,7 @@ def render(template: str, row: Mapping[str, Any], where: str = "") -> str:
 def check_template(template: str, where: str) -> None:
     """RecipeError when `template` is broken or names an unknown filter, whatever the rows hold."""
 
-    class _Anything(dict):  # type: ignore[type-arg]
+    class _Anything(dict):
         def __missing__(self, key: str) -> str:
             return ""
 

@@ -41,7 +41,16 @@ def _main(
 def main() -> None:
     """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
     # They add their commands.
-    from recipes.cli import classifying, curating, machine, mixing, post_training, running, training  # noqa: F401
+    from recipes.cli import (  # noqa: F401
+        classifying,
+        curating,
+        evaluating,
+        machine,
+        mixing,
+        post_training,
+        running,
+        training,
+    )
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,0 +1,89 @@
+"""Two evaluations side by side, question by question: paired differences with a bootstrap over questions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.errors import DataError
+from probes.choice_scores import NORMALIZATIONS
+from probes.evaluate import TaskResult, load_results
+from probes.intervals import RESAMPLES, percentile_interval, ratio_draws
+
+CONTINUOUS = ("correct_prob", "norm_correct_prob", "margin")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`a` minus `b` of a metric over the same questions, with the percentile interval of 95 %."""
+
+    task: str
+    form: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    items: int
+
+
+def compare_results(
+    a: str | Path, b: str | Path, *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Difference]:
+    """Differences of every metric of every task that both `out` folders hold.
+
+    Questions are joined by id. The interval tells how far the choice of questions matters, nothing about
+    another training seed. Raises DataError when no task is in both, or a task asked other things.
+    """
+    left, right = load_results(a), load_results(b)
+    shared = [name for name in left if name in right]
+    if not shared:
+        raise DataError("The two evaluations have no task in common", where=f"{a}, {b}")
+    return [d for name in shared for d in _compare(left[name], right[name], seed, resamples)]
+
+
+def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Difference]:
+    if a.described["hashes"]["prompts"] != b.described["hashes"]["prompts"]:
+        raise DataError(
+            f"Task {a.task} asked the two models different things",
+            remedy="Evaluate both with the same task file, data, limit and seed",
+        )
+    found = []
+    for form in a.metrics:
+        rows_a, rows_b = _by_id(a, form), _by_id(b, form)
+        ids = sorted(rows_a)
+        if ids != sorted(rows_b):
+            raise DataError(f"The records of task {a.task} do not hold the same questions", where=form)
+        values_a, values_b = (_values([rows[i] for i in ids]) for rows in (rows_a, rows_b))
+        for metric, (upper, weight) in values_a.items():
+            other, _ = values_b[metric]
+            draws = ratio_draws((upper - other)[None], weight, seed=seed, resamples=resamples)[:, 0]
+            low, high = percentile_interval(draws, 0.95)
+            mean_a, mean_b = float(upper.sum() / weight.sum()), float(other.sum() / weight.sum())
+            found.append(
+                Difference(a.task, form, metric, mean_a, mean_b, mean_a - mean_b, low, high, len(ids))
+            )
+    return found
+
+
+def _by_id(result: TaskResult, form: str) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in result.records.to_pylist() if row["form"] == form}
+
+
+def _values(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By metric: numerators and denominators [questions], whose sums' quotient is the metric."""
+    if "bytes" in rows[0]:
+        size = np.array([row["bytes"] for row in rows], dtype=np.float64)
+        return {"bits_per_byte": (np.array([row["nats"] for row in rows]) / math.log(2), size)}
+    one = np.ones(len(rows))
+    right = {
+        f"accuracy_{n}": np.array([row[f"picked_{n}"] == row["gold"] for row in rows], dtype=np.float64)
+        for n in NORMALIZATIONS
+    }
+    smooth = {n: np.array([row[n] for row in rows]) for n in CONTINUOUS}
+    return {name: (values, one) for name, values in (right | smooth).items()}
