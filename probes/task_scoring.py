@@ -51,7 +51,7 @@ TEXT_SCHEMA = pa.schema(
         pa.field("dropped", pa.int64(), nullable=False),
     ]
 )
-"""A row a gold answer or text: `tokens` scored, `bytes` of UTF-8 (leading space included), `nats`."""
+"""A row a gold answer or text: `tokens` scored, `bytes` of their UTF-8 (the space before an answer included), `nats`."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,18 @@ def _score_gold(form: str, items: Sequence[Item], loaded: Loaded, advance: Calla
                     "id": item.id,
                     "form": form,
                     "tokens": pair.tokens,
-                    "bytes": len(item.gold.encode()),
+                    "bytes": len(_scored_text(item).encode()),
                     "nats": float(nats),
                     "dropped": pair.dropped(loaded.context),
                 }
             )
         advance(len(part))
     return _text_result(rows)
+
+
+def _scored_text(item: Item) -> str:
+    """The gold answer with the spaces that end its prompt: `encode_pairs` scores them with it."""
+    return item.prompt[len(item.prompt.rstrip()) :] + item.gold
 
 
 def _score_texts(form: str, items: Sequence[Item], loaded: Loaded, advance: Callable[[int], None]) -> Scored:

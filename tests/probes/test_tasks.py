@@ -1,0 +1,153 @@
+"""Task files say what to ask; rubbish in them or in the rows is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.errors import DataError, MixwrightError, RecipeError
+from probes.tasks import FewShot, load_task, read_items, task_names
+from tests.probes.tiny_evaluation import ARC, write_rows
+
+ROWS: dict[str, dict[str, Any]] = {
+    "arc_easy": ARC[0],
+    "arc_challenge": ARC[1],
+    "openbookqa": {**ARC[0], "question_stem": "Iron is"},
+    "piqa": {"goal": "Cut bread", "sol1": "knife", "sol2": "spoon", "label": 0},
+    "siqa": {"context": "A ran.", "question": "Why?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
+    "boolq": {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
+    "hellaswag": {
+        "activity_label": "Run", "ctx_a": "[header] A man", "ctx_b": "he", "endings": ["runs [title] on", "flies"],
+        "label": "1",
+    },
+    "winogrande": {"sentence": "The cup fit the box as _ was big .", "option1": "cup", "option2": "box", "answer": "2"},
+    "mmlu": {"question": " Which? ", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "law"},
+    "gsm8k_gold_bpb": {"question": "1+1?", "answer": "2\n#### 2"},
+    "math500_gold_bpb": {"unique_id": "u", "problem": "$1{+}1$", "solution": r"\boxed{2}"},
+    "humaneval_gold_bpb": {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "    return {}\n"},
+    "mbpp_gold_bpb": {"task_id": 1, "text": "Add", "code": "x", "test_list": ["a", "b", "c"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_shipped_task_works_from_a_local_file(name: str, tmp_path: Path) -> None:
+    task = load_task(name)
+    rows = [{**ROWS[name], "extra": i} for i in range(task.fewshot.count + 1)]
+    for field in ("id", "unique_id", "task_id"):
+        rows = [{**row, field: f"{i}"} if field in row else row for i, row in enumerate(rows)]
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    local = replace(task, data=str(file), fewshot=replace(task.fewshot, data=None, subset=None))
+    (item,) = read_items(local)  # the examples are not asked
+    assert item.gold
+    assert item.prompt.count("\n\n") >= task.fewshot.count
+    if task.scoring == "choice":
+        assert item.gold == item.choices[item.gold_choice]
+        assert all(choice.startswith(" ") for choice in item.choices)
+
+
+def _item(name: str, tmp_path: Path, form: Any = None) -> Any:
+    task = replace(load_task(name), data=str(write_rows(tmp_path / "r.jsonl", [ROWS[name]])), fewshot=FewShot())
+    return read_items(task, form=form)[0]
+
+
+def test_prompts_are_those_of_the_harness(tmp_path: Path) -> None:
+    winogrande = _item("winogrande", tmp_path)
+    assert winogrande.contexts == ("The cup fit the box as cup", "The cup fit the box as box")
+    assert winogrande.choices == (" was big .", " was big .") and winogrande.gold_choice == 1
+    hellaswag = _item("hellaswag", tmp_path)
+    assert hellaswag.prompt == "Run: A man He" and hellaswag.choices == (" runs. on", " flies")
+    mmlu = _item("mmlu", tmp_path, "letters")
+    assert mmlu.prompt == "Which?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    assert mmlu.choices == (" A", " B", " C", " D") and mmlu.gold == " C"
+    assert _item("boolq", tmp_path).gold == " yes"
+    assert _item("humaneval_gold_bpb", tmp_path).gold == "    return {}\n"
+
+
+def test_few_shot_examples_are_of_the_same_subject_and_not_asked(tmp_path: Path) -> None:
+    rows = [{**ROWS["mmlu"], "question": f"{s} {i}", "subject": s} for i in range(3) for s in ("law", "art")]
+    few = FewShot(count=1, same="subject", pick="random")
+    task = replace(load_task("mmlu"), data=str(write_rows(tmp_path / "r.jsonl", rows)), fewshot=few)
+    items = read_items(task, seed=3)
+    assert len(items) == 4
+    assert [i.prompt for i in items] == [i.prompt for i in read_items(task, seed=3)]
+    for item in items:
+        subject = item.meta["row"]["subject"]
+        shown, asked = item.prompt.split("\n\n")
+        assert shown.startswith(f"Question: {subject}") and shown.endswith("Answer: c")
+        assert asked == f"Question: {item.meta['row']['question']}\nAnswer:"
+        assert item.meta["row"]["question"] not in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"answerKey": "E"}, "'E' is not one of the 4 choices"),
+        ({"choices": {"text": [], "label": []}}, "0 choices"),
+        ({"choices": {"text": ["a", " "], "label": ["A", "B"]}}, "Choice 2 of 2 is empty"),
+        ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "2 choices but 1 labels"),
+        ({"choices": "ab"}, "no field 'choices.text'"),
+        ({"question": None}, "holds nothing"),
+        ({"id": "q0"}, "Row 2 has the id of row 1"),
+    ],
+)
+def test_a_bad_row_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "r.jsonl", [ARC[0], {**ARC[0], "id": "q1"} | change])
+    with pytest.raises(DataError, match=says) as raised:
+        read_items(replace(load_task("arc_easy"), data=str(file)), limit=1)
+    assert "row 2" in str(raised.value).lower()
+
+
+def test_broken_lines_and_other_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text('{"a": "\u2028"}\n{"a":\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"r\.jsonl:2"):
+        read_items(replace(load_task("arc_easy"), data=str(file)))
+    with pytest.raises(DataError, match="no such file"):
+        read_items(replace(load_task("arc_easy"), data=str(tmp_path / "none.jsonl")))
+
+
+BASE = "name: mine\nscoring: gold_bpb\ndata: x.jsonl\nprompt: '{q}'\ngold: ' {a}'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (BASE + "promt: x\n", "Did you mean prompt"),
+        (BASE + "fewshot: {cuont: 3}\n", "Did you mean count"),
+        (BASE + "version: true\n", "not of the right type"),
+        (BASE + "form: columns\n", "not one of cloze, letters, both"),
+        (BASE.replace("' {a}'", "'{a'"), "lone or empty brace"),
+        (BASE.replace("{a}", "{a|shout}"), "no filter 'shout'"),
+        (BASE.replace("gold: ' {a}'\n", ""), "needs 'gold'"),
+        (BASE.replace("data: x.jsonl\n", ""), "'data' is missing"),
+        ("- a\n", "keys and values"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_a_bad_task_file_is_named(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=says) as raised:
+        load_task(file)
+    assert "mine.yaml" in str(raised.value)
+
+
+def test_a_task_of_ones_own_finds_its_data_beside_it(tmp_path: Path) -> None:
+    write_rows(tmp_path / "x.jsonl", [{"q": "{a.__class__}", "a": 1}])
+    (tmp_path / "mine.yaml").write_text(BASE)
+    (item,) = read_items(load_task(tmp_path / "mine.yaml"))
+    assert (item.prompt, item.gold) == ("{a.__class__}", " 1")
+    (tmp_path / "mine.yaml").write_text(BASE.replace("{q}", "{q.__class__}"))
+    with pytest.raises(MixwrightError, match="no field"):
+        read_items(load_task(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_task_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="Did you mean arc_easy"):
+        load_task("arc_esay")
