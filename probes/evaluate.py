@@ -41,6 +41,15 @@ class TaskResult:
     records: pa.Table
     reused: bool = False
 
+    def headlines(self, form: str) -> list[str]:
+        """The few metrics to show first. Letters are of equal length, so theirs is not normalised."""
+        if "bits_per_byte" in self.metrics[form]:
+            return ["bits_per_byte"]
+        return [
+            f"accuracy_{'none' if form == 'letters' else self.described['normalization']}",
+            "norm_correct_prob",
+        ]
+
 
 @dataclass(frozen=True)
 class _Work:

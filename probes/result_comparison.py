@@ -19,7 +19,10 @@ CONTINUOUS = ("correct_prob", "norm_correct_prob", "margin")
 
 @dataclass(frozen=True)
 class Difference:
-    """`a` minus `b` of a metric over the same questions, with the percentile interval of 95 %."""
+    """`a` minus `b` of a metric over the same questions, with the percentile interval of 95 %.
+
+    headline : whether it is among the metrics to show first (`TaskResult.headlines`)
+    """
 
     task: str
     form: str
@@ -30,6 +33,7 @@ class Difference:
     low: float
     high: float
     items: int
+    headline: bool
 
 
 def compare_results(
@@ -66,7 +70,18 @@ def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Di
             low, high = percentile_interval(draws, 0.95)
             mean_a, mean_b = float(upper.sum() / weight.sum()), float(other.sum() / weight.sum())
             found.append(
-                Difference(a.task, form, metric, mean_a, mean_b, mean_a - mean_b, low, high, len(ids))
+                Difference(
+                    task=a.task,
+                    form=form,
+                    metric=metric,
+                    a=mean_a,
+                    b=mean_b,
+                    difference=mean_a - mean_b,
+                    low=low,
+                    high=high,
+                    items=len(ids),
+                    headline=metric in a.headlines(form),
+                )
             )
     return found
 

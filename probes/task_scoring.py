@@ -51,7 +51,7 @@ TEXT_SCHEMA = pa.schema(
         pa.field("dropped", pa.int64(), nullable=False),
     ]
 )
-"""A row a gold answer or text: `tokens` scored, `bytes` of their UTF-8 (the space before an answer included), `nats`."""
+"""A row a gold answer or text: `tokens` scored, `bytes` of their UTF-8 (with the space before an answer), `nats`."""
 
 
 @dataclass(frozen=True)

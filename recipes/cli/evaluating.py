@@ -65,14 +65,14 @@ def eval_(
         {
             "task": name,
             "form": form,
-            "metric": metric,
+            "metric": _words(metric),
             "value": _interval(metrics[metric]),
             "chance": metrics["chance"]["value"] if "chance" in metrics else None,
             "items": result.described["counts"][form]["items"],
         }
         for name, result in results.items()
         for form, metrics in result.metrics.items()
-        for metric in headlines(form, metrics, result.described["normalization"])
+        for metric in result.headlines(form)
     ]
     columns = {"task": "Task", "form": "Form", "metric": "Metric", "value": "Value [95 %]"}
     print_table("Evaluation", rows, columns | {"chance": "Chance", "items": "Items"})
@@ -106,27 +106,32 @@ def eval_compare(
     if as_json:
         print_json({"a": str(a), "b": str(b), "differences": rows})
         return
-    for row in rows:
-        row["interval"] = f"[{row['low']:+.4f}, {row['high']:+.4f}]"
-    print_table(
-        "A minus B on the same questions (95 % of a bootstrap over questions)",
-        rows,
+    shown = [
         {
-            "task": "Task", "form": "Form", "metric": "Metric", "a": "A", "b": "B",
-            "difference": "Diff.", "interval": "Interval", "items": "Items",
-        },
-    )  # fmt: skip
-
-
-def headlines(form: str, metrics: dict[str, Any], normalization: str | None) -> list[str]:
-    """The metrics that a table of few lines shows; letters are of equal length, so they are not normalised."""
-    if "bits_per_byte" in metrics:
-        return ["bits_per_byte"]
-    return [f"accuracy_{'none' if form == 'letters' else normalization}", "norm_correct_prob"]
+            "task": f"{row['task']}, {row['form']}",
+            "metric": _words(row["metric"]),
+            "a": f"{row['a']:.3f}",
+            "b": f"{row['b']:.3f}",
+            "difference": f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+        }
+        for row in rows
+        if row["headline"]
+    ]
+    columns = {"task": "Task", "metric": "Metric", "a": "A", "b": "B", "difference": "A - B [95 %]"}
+    print_table("On the same questions; intervals resample questions", shown, columns)
+    say("  --json has the other metrics.")
 
 
 def _interval(metric: dict[str, float]) -> str:
-    return f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _words(metric: str) -> str:
+    """A metric's name, short enough for a table of 80 columns."""
+    kind, _, normalization = metric.partition("accuracy_")
+    if normalization:
+        return "acc" if normalization == "none" else f"acc {normalization}"
+    return {"norm_correct_prob": "P(gold)"}.get(kind, kind.replace("_", " "))
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, Path]:

@@ -19,7 +19,9 @@ from tests.probes.tiny_evaluation import model_folder
 from training.huggingface import load_huggingface
 from training.model import Decoder, ModelConfig
 
-CONFIG = ModelConfig(50, 32, 2, heads=2, kv_heads=1, head_dim=16, ffn_dim=48, max_positions=24, initializer_range=0.3)
+CONFIG = ModelConfig(
+    50, 32, 2, heads=2, kv_heads=1, head_dim=16, ffn_dim=48, max_positions=24, initializer_range=0.3
+)
 MODEL = Decoder(CONFIG).init_weights(0)
 PAIRS = [
     ("Question: Which of these is a metal?\nAnswer:", " iron"),
@@ -59,7 +61,10 @@ def test_equals_one_at_a_time_whatever_the_batch_and_shared_beginnings(data: st.
 def test_a_continuation_longer_than_the_context_scores_each_token_once() -> None:
     pair = Continuation(np.random.default_rng(0).integers(0, 50, 100), 10)
     whole = score_continuations(MODEL, [pair], context=24)[0]
-    parts = [Continuation(pair.ids[:end], first) for first, end in zip(range(10, 100, 12), [*range(22, 100, 12), 100])]
+    parts = [
+        Continuation(pair.ids[:end], first)
+        for first, end in zip(range(10, 100, 12), [*range(22, 100, 12), 100], strict=True)
+    ]
     assert whole == pytest.approx(score_continuations(MODEL, parts, context=24).sum(), rel=1e-6)
     assert pair.dropped(24) == 0 and Continuation(pair.ids, 60).dropped(24) > 0
 

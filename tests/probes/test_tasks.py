@@ -52,7 +52,9 @@ def test_every_shipped_task_works_from_a_local_file(name: str, tmp_path: Path) -
 
 
 def _item(name: str, tmp_path: Path, form: Any = None) -> Any:
-    task = replace(load_task(name), data=str(write_rows(tmp_path / "r.jsonl", [ROWS[name]])), fewshot=FewShot())
+    task = replace(
+        load_task(name), data=str(write_rows(tmp_path / "r.jsonl", [ROWS[name]])), fewshot=FewShot()
+    )
     return read_items(task, form=form)[0]
 
 
