@@ -18,8 +18,9 @@ from curation.atomic import hash_folder, hash_value, read_json, replacing, write
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from probes.task_items import TaskRows, items_of, rows_of
+from probes.task_record import Item, Task
 from probes.task_scoring import Loaded, score_task
-from probes.tasks import Item, Task, load_task
+from probes.tasks import load_task
 
 RESULTS, ITEMS = "results.json", "items.parquet"
 

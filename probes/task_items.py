@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from curation.atomic import hash_value
 from curation.errors import DataError, RecipeError
+from probes.task_record import Item, Task
 from probes.task_rows import hash_rows, is_local, read_rows
-from probes.tasks import Item, Task
 from probes.templates import apply_filter, as_text, lookup, render
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -25,13 +25,6 @@ class TaskRows:
     shown: dict[str, list[Row]]
     held_out: int
     sha256: str
-
-
-def render_items(
-    task: Task, *, limit: int | None, seed: int, form: Literal["cloze", "letters"]
-) -> list[Item]:
-    """The items of a task; see `probes.tasks.read_items`."""
-    return items_of(task, rows_of(task, seed=seed), limit=limit, seed=seed, form=form)
 
 
 def rows_of(task: Task, *, seed: int) -> TaskRows:

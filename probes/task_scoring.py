@@ -16,7 +16,7 @@ from probes.choice_scores import ChoiceScores, score_choice, summarize_choices
 from probes.continuations import Continuation, encode_pairs, score_continuations
 from probes.intervals import bootstrap_bits_per_byte, nats_per_token
 from probes.likelihood import score_documents, tokenize_documents
-from probes.tasks import Item, Task
+from probes.task_record import Item, Task
 from training.huggingface import load_huggingface
 from training.model import Decoder
 from training.text_encoding import Encode, text_encoder

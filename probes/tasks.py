@@ -10,146 +10,20 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from curation.errors import RecipeError
+from probes.task_items import items_of, rows_of
+from probes.task_record import FewShot, Generation, Item, Scoring, Task
 from probes.templates import apply_filter, check_template
 
-Scoring = Literal["likelihood", "gold_bpb", "choice", "generation"]
-Form = Literal["cloze", "letters", "both"]
-GoldKind = Literal["index", "one_based", "label", "text", "boolean"]
-Normalization = Literal["none", "per_char", "per_byte", "per_token", "pmi"]
+__all__ = ["FewShot", "Generation", "Item", "Scoring", "Task", "load_task", "read_items", "task_names"]
 
 TASK_FILES = Path(__file__).parent / "task_files"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question of a task, rendered.
-
-    id            : from the row, or a hash of it; unique within the task
-    prompt        : context, few-shot examples included
-    gold          : gold continuation or reference answer, leading space included ("" for likelihood)
-    choices       : continuations to choose from, leading space included; empty unless the task is a choice
-    gold_choice   : position of the right one
-    unconditional : context of the PMI denominator
-    text          : the text of a likelihood task
-    contexts      : where the choices differ in what comes before (WinoGrande), the context of each; then all
-                    continuations are equal and `prompt` is what they share: the few-shot examples
-    choice_texts  : the choices as the row has them, whose characters normalise the scores
-    """
-
-    id: str
-    prompt: str
-    gold: str
-    choices: tuple[str, ...] = ()
-    gold_choice: int | None = None
-    unconditional: str = "Answer:"
-    text: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    contexts: tuple[str, ...] = ()
-    choice_texts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FewShot:
-    """Solved examples before each question.
-
-    count    : how many
-    data, subset, split, revision : where they are from; `data` and `subset` of the task where not given. A
-               task read from a local file takes them from its own rows, which then are not asked.
-    pick     : the first rows, or rows drawn by the seed of the evaluation
-    same     : a field that must agree with the question's (MMLU: subject)
-    separator: between examples
-    examples : rows written in the task file itself, instead of `data`
-    """
-
-    count: int = 0
-    data: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    pick: Literal["first", "random"] = "first"
-    same: str | None = None
-    separator: str = "\n\n"
-    examples: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are drawn and checked.
-
-    reward  : name of a reward of training.rewards, given the answer and the row's gold answer
-    samples : answers to each question; temperature 0 is greedy
-    budgets : response budgets in tokens at which scores are reported, none larger than `max_tokens`
-    chat    : put the prompt into the model's chat template
-    """
-
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    reward: str = "math"
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    thinking_tokens: int | None = None
-    answer_tokens: int | None = None
-    budgets: tuple[int, ...] = ()
-    chat: bool = False
-    system: str | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task file.
-
-    data, subset, split, revision : a local file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or a hub dataset
-    id            : field of the row's id; a hash of the row where not given
-    prompt        : template of the question
-    text          : template of the text of a likelihood task
-    gold          : template of the gold answer; for a choice, of what `gold_kind` reads
-    gold_kind     : the gold is a position from 0 ("index") or 1 ("one_based"), one of `labels` ("label"), the
-                    choice itself ("text"), or true and false for position 1 and 0 ("boolean")
-    choices       : a field that holds the list, or a list of templates
-    labels        : the field with the labels of the choices, where `gold_kind` is "label"; A, B, C otherwise
-    contexts      : templates of a context for each choice; then `choices` is one template for all
-    delimiter     : between prompt and continuation; it belongs to the continuation
-    letters_prompt: template of the lettered form, in which {lettered_choices} are the lines " A. choice"
-    unconditional : context of the PMI denominator
-    clean         : a filter of `probes.templates` applied to prompt and choices
-    normalization : which score decides the headline accuracy of the cloze form; all are reported
-    duplicates    : a row that is there twice is an error, or kept and asked twice (some official sets have some)
-    """
-
-    name: str
-    scoring: Scoring
-    data: str
-    version: int = 1
-    subset: str | None = None
-    split: str = "test"
-    revision: str | None = None
-    source: str = ""
-    id: str | None = None
-    prompt: str = ""
-    text: str = ""
-    gold: str = ""
-    gold_kind: GoldKind = "index"
-    choices: str | tuple[str, ...] = ()
-    labels: str | None = None
-    contexts: tuple[str, ...] = ()
-    delimiter: str = " "
-    form: Form = "cloze"
-    letters_prompt: str = ""
-    unconditional: str = "Answer:"
-    clean: str | None = None
-    normalization: Normalization = "none"
-    duplicates: Literal["error", "keep"] = "error"
-    fewshot: FewShot = field(default_factory=FewShot)
-    generation: Generation = field(default_factory=Generation)
 
 
 def task_names() -> list[str]:
@@ -202,10 +76,8 @@ def read_items(
 
     Raises DataError naming the row: a missing field, no choices, a gold outside them, a duplicate.
     """
-    from probes.task_items import render_items  # the record stands alone, for those who bring their own items
-
     chosen = form or ("letters" if task.form == "letters" else "cloze")
-    return render_items(task, limit=limit, seed=seed, form=chosen)
+    return items_of(task, rows_of(task, seed=seed), limit=limit, seed=seed, form=chosen)
 
 
 def _record(kind: type[Any], described: Any, where: str) -> Any:
