@@ -18,11 +18,15 @@ import numpy as np
 import torch
 
 from curation.errors import DataError, RecipeError
+from probes.shared_contexts import SharedContext, score_shared
 from training.losses import linear_cross_entropy
 from training.text_encoding import Encode
 
 if TYPE_CHECKING:
     from training.model import Decoder
+
+
+SHARED_TOKENS = 32  # contexts from here on are run once for all their continuations
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ def score_continuations(
     model.eval()
     try:
         with torch.no_grad():
-            for batch in _batches(_sequences(pairs, context), batch_tokens):
+            shared, alone = _shared(pairs, context)
+            score_shared(model, shared, batch_tokens, nats)
+            for batch in _batches(_sequences(pairs, alone, context), batch_tokens):
                 _score_batch(model, batch, nats)
     finally:
         model.train(was_training)
@@ -130,10 +136,32 @@ def _windows(pair: Continuation, context: int) -> Iterator[tuple[int, int, int]]
         yield max(0, end - 1 - context), first, end
 
 
-def _sequences(pairs: Sequence[Continuation], context: int) -> list[tuple[np.ndarray, list[_Target]]]:
+def _shared(pairs: Sequence[Continuation], context: int) -> tuple[list[SharedContext], list[int]]:
+    """Contexts long enough, and with continuations long enough, to be run once for all; the other pairs."""
+    groups: dict[bytes, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        if len(pair.ids) - 1 <= context:
+            groups.setdefault(pair.ids[: pair.first].tobytes(), []).append(index)
+    shared, taken = [], set()
+    for members in groups.values():
+        before = pairs[members[0]].first
+        # Continuations of one token cost nothing but their context anyway.
+        fed = [pairs[i].tokens - 1 for i in members if pairs[i].tokens > 1]
+        if len(fed) > 1 and before >= SHARED_TOKENS and before >= max(fed):
+            context_ids = pairs[members[0]].ids[:before]
+            tails = tuple(pairs[i].ids[before:] for i in members)
+            shared.append(SharedContext(context_ids, tails, tuple(members)))
+            taken.update(members)
+    return shared, [i for i in range(len(pairs)) if i not in taken]
+
+
+def _sequences(
+    pairs: Sequence[Continuation], chosen: Sequence[int], context: int
+) -> list[tuple[np.ndarray, list[_Target]]]:
     """Sequences to be fed, longest first, none of which begins another, with what is scored along each."""
     wanted: list[tuple[bytes, _Target]] = []
-    for index, pair in enumerate(pairs):
+    for index in chosen:
+        pair = pairs[index]
         for begin, first, end in _windows(pair, context):
             # Big-endian bytes sort as the ids do, and a prefix of ids is a prefix of bytes.
             key = pair.ids[begin : end - 1].astype(">u4").tobytes()

@@ -159,7 +159,11 @@ def _choices(task: Task, row: Row, where: str) -> tuple[list[str], int]:
 def _gold_choice(task: Task, row: Row, where: str, choices: Sequence[str]) -> int:
     gold = render(task.gold, row, where).strip()
     if task.gold_kind in ("index", "one_based"):
-        at = int(gold) - (task.gold_kind == "one_based") if gold.isascii() and gold.isdigit() else -1
+        at = (
+            int(gold) - (task.gold_kind == "one_based")
+            if gold.isascii() and gold.isdigit() and len(gold) < 4
+            else -1
+        )
     elif task.gold_kind == "boolean":
         at = {"false": 0, "true": 1}.get(gold.lower(), -1)
     elif task.gold_kind == "label":

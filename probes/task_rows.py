@@ -70,6 +70,8 @@ def _local_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        if b"\\ud" in line.lower():  # half of a surrogate pair is no text
+            json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(f"The line is not JSON: {error}", where=where, remedy="Mend or remove it") from error
     if not isinstance(row, dict):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import probes.continuations
 from curation.errors import DataError
 from probes.choice_scores import score_choice, summarize_choices, wilson_interval
 from probes.continuations import Continuation, encode_pairs, score_continuations
@@ -55,6 +56,22 @@ def test_equals_one_at_a_time_whatever_the_batch_and_shared_beginnings(data: st.
         first = data.draw(st.integers(max(1, len(ids) - 24), len(ids) - 1))
         pairs.append(Continuation(ids, first))
     nats = score_continuations(MODEL, pairs, context=24, batch_tokens=data.draw(st.integers(1, 200)))
+    assert nats == pytest.approx([bare(MODEL, pair, 24) for pair in pairs], rel=1e-5, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_shared_contexts_change_nothing(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pairs = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        before = rng.integers(0, 50, data.draw(st.integers(2, 15)))
+        for _ in range(data.draw(st.integers(1, 4))):
+            tail = rng.integers(0, 50, data.draw(st.integers(1, 8)))
+            pairs.append(Continuation(np.concatenate([before, tail]), len(before)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes.continuations, "SHARED_TOKENS", 2)
+        nats = score_continuations(MODEL, pairs, context=24, batch_tokens=data.draw(st.integers(1, 300)))
     assert nats == pytest.approx([bare(MODEL, pair, 24) for pair in pairs], rel=1e-5, abs=1e-5)
 
 

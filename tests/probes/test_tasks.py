@@ -110,6 +110,12 @@ def test_broken_lines_and_other_files_are_named(tmp_path: Path) -> None:
     file.write_text('{"a": "\u2028"}\n{"a":\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"r\.jsonl:2"):
         read_items(replace(load_task("arc_easy"), data=str(file)))
+    file.write_text('{"a": "\\ud83d\\ude00"}\n{"a": "\\ud83d"}\n')
+    with pytest.raises(DataError, match=r"r\.jsonl:2"):
+        read_items(replace(load_task("arc_easy"), data=str(file)))
+    row = {**ROWS["piqa"], "label": "1" * 5000}
+    with pytest.raises(DataError, match="not one of the 2 choices"):
+        read_items(replace(load_task("piqa"), data=str(write_rows(file, [row]))))
     with pytest.raises(DataError, match="no such file"):
         read_items(replace(load_task("arc_easy"), data=str(tmp_path / "none.jsonl")))
 
