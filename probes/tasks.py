@@ -54,15 +54,16 @@ def load_task(name_or_path: str | Path) -> Task:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"The task file is not YAML: {error}", where=str(path)) from error
     task = _record(Task, described, str(path))
-    if is_relative_file(task.data, path):
-        task = replace(task, data=str(path.parent / task.data))
+    few = replace(task.fewshot, data=_beside(task.fewshot.data, path)) if task.fewshot.data else task.fewshot
+    task = replace(task, data=_beside(task.data, path), fewshot=few)
     _check(task, str(path))
     return task
 
 
-def is_relative_file(data: str, beside: Path) -> bool:
-    """Whether `data` is a file beside the task file rather than a hub id or a path from here."""
-    return not Path(data).exists() and (beside.parent / data).is_file()
+def _beside(data: str, task_file: Path) -> str:
+    """A file beside the task file where there is one; else a path from here, or a hub id, as it stands."""
+    here = task_file.parent / data
+    return str(here) if here.is_file() else data
 
 
 def read_items(
@@ -77,6 +78,8 @@ def read_items(
     Raises DataError naming the row: a missing field, no choices, a gold outside them, a duplicate.
     """
     chosen = form or ("letters" if task.form == "letters" else "cloze")
+    if chosen == "letters" and not task.letters_prompt:
+        raise RecipeError(f"Task {task.name} has no 'letters_prompt', so no lettered form", where="form")
     return items_of(task, rows_of(task, seed=seed), limit=limit, seed=seed, form=chosen)
 
 

@@ -151,6 +151,12 @@ def test_a_task_of_ones_own_finds_its_data_beside_it(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(BASE)
     (item,) = read_items(load_task(tmp_path / "mine.yaml"))
     assert (item.prompt, item.gold) == ("{a.__class__}", " 1")
+    write_rows(tmp_path / "shots.jsonl", [{"q": "Q", "a": "A"}])
+    (tmp_path / "mine.yaml").write_text(BASE + "fewshot: {count: 1, data: shots.jsonl}\n")
+    (item,) = read_items(load_task(tmp_path / "mine.yaml"))
+    assert item.prompt == "Q A\n\n{a.__class__}"
+    with pytest.raises(RecipeError, match="no lettered form"):
+        read_items(load_task(tmp_path / "mine.yaml"), form="letters")
     (tmp_path / "mine.yaml").write_text(BASE.replace("{q}", "{q.__class__}"))
     with pytest.raises(MixwrightError, match="no field"):
         read_items(load_task(tmp_path / "mine.yaml"))
