@@ -45,6 +45,7 @@ SECTIONS = [
     "probes",
     "broken",
     "model",
+    "learning",
     "curves",
     "cost",
     "settings",
