@@ -178,7 +178,7 @@ def _panel(wide: bool = False) -> Iterator[tuple[Figure, Axes]]:
 def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer="step" in x_label))
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 

@@ -139,9 +139,10 @@ def _rankme_explained(facts: RunFacts, names: Sequence[str], evaluations: Curve)
     return [
         Prose(
             "RankMe (MobileLLM-R1, Eq. 9) says in how many directions the vectors that the output layer reads at the "
-            "tokens of a probe set really spread: the exponential of the entropy of their singular values. It is 1 "
-            f"where all lie on one line and at most {most}; a fall means that they collapse onto fewer directions. "
-            "The output weight is measured in the same way.",
+            "tokens of a probe set really spread: the exponential of the entropy of the shares of their singular "
+            f"values. It is 1 where all lie on one line and at most {most}. Before training the vectors are noise and "
+            "spread evenly, so an early fall is to be expected; a late one means that they collapse onto fewer "
+            "directions. The output weight is measured in the same way.",
             "note",
         )
     ]
