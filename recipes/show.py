@@ -202,9 +202,8 @@ def _step_line(step: dict[str, Any]) -> str:
     parts = [TITLES.get(step["step"], step["step"])]
     if "value" in step:
         decimals = telling_decimals(step["last_kept"], step["first_dropped"])
-        parts.append(
-            f"{step['score']} {step['value']:.{decimals}f}, rank {step['rank']:,} of {step['of']:,}, {step['kept']:,} kept"
-        )
+        place = f"rank {step['rank']:,} of {step['of']:,}, {step['kept']:,} kept"
+        parts.append(f"{step['score']} {step['value']:.{decimals}f}, {place}")
         ends = [
             f"{words} {step[key]:.{decimals}f}"
             for words, key in (("last kept", "last_kept"), ("first dropped", "first_dropped"))

@@ -35,7 +35,9 @@ def sections(facts: RunFacts) -> list[Section]:
     if grpo is not None and grpo.evaluations is not None:
         panels = grpo_evaluation_panels(grpo.evaluations)
         if panels:
-            caption = "GRPO: greedy answers to held-out problems; the thin lines are the ends of the interval."
+            caption = (
+                "GRPO: greedy answers to held-out problems; the thin lines are the ends of the interval."
+            )
             blocks.append(Charts(tuple(panels), caption=caption))
     if not blocks:
         missing = "No probe was measured while the final model trained"
@@ -48,9 +50,7 @@ def _sets(facts: RunFacts, evaluations: Curve | None) -> list[str]:
     """Names of the probe sets that were measured, capabilities first, in the page's order."""
     if evaluations is None or not evaluations.columns.get("step"):
         return []
-    found = {
-        key.split("/", 1)[1]: None for key in evaluations.columns if key.startswith((LOSSES, RANKS))
-    }
+    found = {key.split("/", 1)[1]: None for key in evaluations.columns if key.startswith((LOSSES, RANKS))}
     order = [c for c in facts.capability_names if c in found]
     rest = [name for name in found if name not in order and name != EMBEDDINGS]
     return [*order, *rest, *([EMBEDDINGS] if EMBEDDINGS in found else [])][:MOST_SETS]

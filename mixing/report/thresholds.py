@@ -71,7 +71,10 @@ def _blocks(cuts: list[CutTable], texts: dict[str, str]) -> list[Block]:
         )
         blocks.append(
             Excerpts(
-                "Just above", _excerpts(above, texts, "good", decimals), "Just below", _excerpts(below, texts, "bad", decimals)
+                "Just above",
+                _excerpts(above, texts, "good", decimals),
+                "Just below",
+                _excerpts(below, texts, "bad", decimals),
             )
         )
     return blocks

@@ -16,7 +16,19 @@ from rich.text import Text
 
 from curation.progress import progress_mode
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+_asked = {"json": False}
+
+
+def expect_json(asked: bool) -> bool:
+    """Remember whether this command's standard output is JSON; what `say` says goes to standard error then."""
+    _asked["json"] = asked
+    return asked
+
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on standard output.", callback=expect_json),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe; repeatable."),
@@ -25,12 +37,13 @@ SetOption = Annotated[
 LEAST_CUT = 8
 
 console = Console(highlight=False)
+_errors = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """A line about what happens, left out when quiet."""
+    """A line about what happens, left out when quiet; on standard error where standard output is JSON."""
     if progress_mode() != "quiet":
-        console.print(message, markup=False, soft_wrap=False)
+        (_errors if _asked["json"] else console).print(message, markup=False, soft_wrap=False)
 
 
 def print_json(value: Any, *, ascii_only: bool = False) -> None:

@@ -99,7 +99,9 @@ def replay(
         pairs = ((found.loss, found.recorded_loss), (found.grad_norm, found.recorded_grad_norm))
         # A step in which no group trained has neither; the log has zeros for it.
         (loss, loss_then), (norm, norm_then) = (
-            ("no group trained", "none" if then == 0 else repr(then)) if now is None else (repr(now), repr(then))
+            ("no group trained", "none" if then == 0 else repr(then))
+            if now is None
+            else (repr(now), repr(then))
             for now, then in pairs
         )
         rewards = "unknown" if found.rewards_differ is None else f"{found.rewards_differ} differ"

@@ -391,7 +391,7 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
                 4.3,
                 rng,
             )
-    _losses(folder / "training" / "pretrain", 782, 2048, 3.7, rng)
+    _losses(folder / "training" / "pretrain", 782, 2048, 3.7, rng, taught_from=400)
     result = {
         "final": "checkpoints/step-782",
         "steps": 782,
@@ -430,7 +430,14 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
     _lines(
         folder / "training" / "grpo" / "evaluations.jsonl",
         [
-            {"step": s, "right": r, "value": r / 128, "low": r / 128 - 0.07, "high": r / 128 + 0.07, **accuracy}
+            {
+                "step": s,
+                "right": r,
+                "value": r / 128,
+                "low": r / 128 - 0.07,
+                "high": r / 128 + 0.07,
+                **accuracy,
+            }
             for s, r in ((0, 29), (8, 41), (16, 58))
         ],
     )
@@ -449,7 +456,14 @@ def _evaluations(folder: Path, steps: tuple[int, ...]) -> None:
     _lines(folder / "evaluations.jsonl", rows)
 
 
-def _losses(folder: Path, steps: int, tokens: int, end: float, rng: np.random.Generator) -> None:
+def _losses(
+    folder: Path,
+    steps: int,
+    tokens: int,
+    end: float,
+    rng: np.random.Generator,
+    taught_from: int | None = None,
+) -> None:
     rows = [
         {
             "step": s,
@@ -458,6 +472,11 @@ def _losses(folder: Path, steps: int, tokens: int, end: float, rng: np.random.Ge
         }
         for s in range(1, steps + 1)
     ]
+    if taught_from is not None:
+        # As a run with a teacher in its last phase logs it: 0 where there is none.
+        for row in rows:
+            taught = (steps - row["step"]) / (steps - taught_from)
+            row["divergence"] = 0.56 + 0.84 * taught if row["step"] >= taught_from else 0.0
     _lines(folder / "metrics.jsonl", rows)
 
 
