@@ -11,6 +11,7 @@ import yaml
 from curation.errors import DataError
 from curation.fates import TITLES, CutTable, cut_tables, duplicates_of, verdicts_of
 from curation.funnel import STAGES
+from mixing.report.numbers import telling_decimals
 
 EXCERPT_CHARACTERS = 400
 
@@ -205,11 +206,11 @@ def document_lines(found: dict[str, Any]) -> list[str]:
 def _step_line(step: dict[str, Any]) -> str:
     parts = [TITLES.get(step["step"], step["step"])]
     if "value" in step:
-        parts.append(
-            f"{step['score']} {step['value']:.4f}, rank {step['rank']:,} of {step['of']:,}, {step['kept']:,} kept"
-        )
+        decimals = telling_decimals(step["last_kept"], step["first_dropped"])
+        place = f"rank {step['rank']:,} of {step['of']:,}, {step['kept']:,} kept"
+        parts.append(f"{step['score']} {step['value']:.{decimals}f}, {place}")
         ends = [
-            f"{words} {step[key]:.4f}"
+            f"{words} {step[key]:.{decimals}f}"
             for words, key in (("last kept", "last_kept"), ("first dropped", "first_dropped"))
             if step[key] is not None
         ]

@@ -26,6 +26,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", POSITIVE: "positive", NE
 LINES = 6
 SOURCES = 9
 MOST_POINTS = 160
+LARGEST = 1e30
 DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, ()),
     (0, (5, 1.6)),
@@ -100,7 +101,7 @@ def lines(
         if zero:
             axes.axhline(0, color=MUTED, linewidth=0.8)
         for line in series:
-            x, y = thinned(np.asarray(line.x, float), np.asarray(line.y, float))
+            x, y = thinned(drawable(line.x), drawable(line.y))
             style = DASHES[line.colour % len(DASHES)]
             width, alpha = (0.7, 0.55) if line.faint else (1.5, 1.0)
             marker = "o" if len(x) <= 12 and not line.faint else None
@@ -115,7 +116,7 @@ def lines(
                 markersize=2.6,
             )
         if y_range is not None and y_range[0] < y_range[1]:
-            axes.set_ylim(*y_range)
+            axes.set_ylim(*drawable(y_range))
         _label(axes, x_label, y_label)
         return _inline(figure, name)
 
@@ -153,6 +154,11 @@ def scatter(
         return _inline(figure, name)
 
 
+def drawable(values: Sequence[float]) -> np.ndarray:
+    """Values that matplotlib can lay an axis over: those near the ends of float64 overflow its arithmetic."""
+    return np.clip(np.asarray(values, float), -LARGEST, LARGEST)
+
+
 def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Means over equal stretches when there are more points than a small drawing can show; the last point is kept."""
     if len(x) <= most:
@@ -178,7 +184,7 @@ def _panel(wide: bool = False) -> Iterator[tuple[Figure, Axes]]:
 def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer="step" in x_label))
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 

@@ -14,6 +14,7 @@ from mixing.report.elements import (
     Bullets,
     Cell,
     Column,
+    Disclosure,
     Palette,
     Prose,
     Section,
@@ -39,6 +40,8 @@ TOKENS = {
     "tokens": "Tokens",
 }
 GROUP = "Data"
+SAME_ADVICE = 3
+RECHECKED = " in float32 too"
 
 
 def funnel_section(facts: RunFacts, run: Path, palette: Palette) -> Section:
@@ -58,8 +61,37 @@ def funnel_section(facts: RunFacts, run: Path, palette: Palette) -> Section:
     if facts.token_counts:
         blocks.append(_token_table(facts, palette))
         blocks += _held_out_blocks(run)
-    blocks += [Prose(sentence(warning), "warning") for warning in facts.warnings]
+    blocks += warning_blocks(facts.warnings)
     return Section("funnel", title, GROUP, tuple(blocks))
+
+
+def warning_blocks(warnings: Sequence[str]) -> list[Block]:
+    """Warnings in their order; those that end in the same advice, after a colon, are one with a list to open.
+
+    What was computed again in float32 is no warning but a note on how the cuts were made.
+
+    >>> [(block.kind, block.tone) for block in warning_blocks(["a: do x", "b: do x", "c: do x", "d has 9"])]
+    [('disclosure', 'warning'), ('prose', 'warning')]
+    """
+    rechecks = [text for text in warnings if RECHECKED in text]
+    groups: dict[str, list[str]] = {}
+    for text in warnings:
+        if text not in rechecks:
+            head, _, advice = text.rpartition(": ")
+            groups.setdefault(advice if head else text, []).append(text)
+    blocks: list[Block] = []
+    for advice, members in groups.items():
+        if len(members) < SAME_ADVICE:
+            blocks += [Prose(sentence(text), "warning") for text in members]
+            continue
+        heads = [text.removesuffix(f": {advice}") for text in members]
+        title = f"{count(len(heads))} warnings such as: {heads[0]}. To mend them: {advice}"
+        items = tuple(sentence(head) for head in heads)
+        blocks.append(Disclosure(sentence(title), (Bullets(items),), tone="warning"))
+    if len(rechecks) < SAME_ADVICE:
+        return [*blocks, *(Prose(sentence(text), "note") for text in rechecks)]
+    title = f"Scores near a cut were computed again in float32 ({words(len(rechecks), 'measurement')})"
+    return [*blocks, Disclosure(title, (Bullets(tuple(sentence(text) for text in rechecks)),))]
 
 
 def _funnel_lead(facts: RunFacts) -> str:

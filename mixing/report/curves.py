@@ -31,6 +31,7 @@ REWARD_CURVES = (
     ("accuracy", "share of right answers"),
     ("length", "tokens of an answer"),
 )
+EVALUATION_CURVES = (("value", "share of right answers"), ("length", "tokens of an answer"))
 
 
 def sections(facts: RunFacts) -> list[Section]:
@@ -85,17 +86,43 @@ def _loss_panel(name: str, title: str, curves: Sequence[Curve], faint: bool = Fa
         return []
     in_tokens = all(curve.points("tokens", "loss")[0] for curve in curves)
     top = max(max(x) for _, x, _ in drawn)
-    size, unit = (
-        (1e6, "million tokens") if top >= 1e6 else (1e3, "thousand tokens") if top >= 1e3 else (1, "tokens")
-    )
-    if not in_tokens:
-        size, unit = 1, "step"
+    size, unit = axis_of(top) if in_tokens else (1, "step")
     lines = [charts.Line([v / size for v in x], y, 0 if faint else at, faint) for at, x, y in drawn]
     ends = [y[-1] for _, _, y in drawn]
     ending = plain(ends[0], 2) if len(ends) == 1 else f"{plain(min(ends), 2)} to {plain(max(ends), 2)}"
     svg = charts.lines(lines, f"curve-{name}".replace("_", "-"), x_label=unit, y_label=LOSS)
     text = f"{title}: {words(len(drawn), 'run')}, training loss ends at {ending} {LOSS}"
     return [Chart(title, svg, text, detail=f"ends at {ending}")]
+
+
+def axis_of(most: float) -> tuple[float, str]:
+    """The size and the name of the unit of an axis of tokens that ends at `most`.
+
+    >>> axis_of(1_601_536)
+    (1000000.0, 'million tokens')
+    """
+    for size, unit in ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens")):
+        if most >= size:
+            return size, unit
+    return 1.0, "tokens"
+
+
+def grpo_evaluation_panels(evaluations: Curve) -> list[Chart]:
+    """Accuracy on held-out problems with its interval, and the length of the answers, at each evaluation of GRPO."""
+    panels = []
+    for key, label in EVALUATION_CURVES:
+        steps, values = evaluations.points("step", key)
+        if not values:
+            continue
+        drawn = [charts.Line(steps, values)]
+        if key == "value":
+            ends = (evaluations.points("step", end) for end in ("low", "high"))
+            drawn += [charts.Line(x, y, faint=True) for x, y in ends if y]
+        svg = charts.lines(drawn, f"grpo-held-out-{key}", x_label="step", y_label=label)
+        first, last = plain(values[0], 2), plain(values[-1], 2)
+        title = f"Held-out: {label}"
+        panels.append(Chart(title, svg, f"{title} from {first} to {last}", detail=f"{first} → {last}"))
+    return panels
 
 
 def _reward_panels(curve: Curve) -> list[Chart]:

@@ -188,13 +188,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Disclosure:
-    """Blocks that open on demand."""
+    """Blocks that open on demand; tone "warning" or none."""
 
     kind: ClassVar[str] = "disclosure"
     summary: str
     blocks: tuple[Block, ...]
     open: bool = False
     swatch: int | None = None
+    tone: str = ""
 
 
 Block = Table | Prose | Bullets | Code | Charts | StackedBars | Excerpts | Facts | Disclosure

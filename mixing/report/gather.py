@@ -226,6 +226,7 @@ def _trained(folder: Folder, path: Path) -> Trained:
         result if isinstance(result, dict) else {},
         _curve(folder, path / "metrics.jsonl"),
         phases,
+        _curve(folder, path / "evaluations.jsonl"),
     )
 
 

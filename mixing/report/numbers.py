@@ -151,6 +151,17 @@ def decimals_for(values: Iterable[float | None], digits: int = 3, least: int = 0
     return max(least, min(most, digits - 1 - math.floor(math.log10(largest))))
 
 
+def telling_decimals(first: float | None, second: float | None, least: int = 4, most: int = 8) -> int:
+    """Decimals that tell two numbers apart; `least` for equal ones, and where one is not known.
+
+    >>> telling_decimals(3.05881, 3.05879), telling_decimals(0.2, 0.1), telling_decimals(1.0, 1.0)
+    (5, 4, 4)
+    """
+    if first is None or second is None or first == second:
+        return least
+    return next((d for d in range(least, most) if f"{first:.{d}f}" != f"{second:.{d}f}"), most)
+
+
 def scale_exponent(values: Sequence[float | None]) -> int:
     """The power of ten by which to divide values so that the largest has one digit before the point; 0 if near 1.
 

@@ -20,6 +20,7 @@ from mixing.report import (
     curves,
     documents,
     influence,
+    learning,
     ledger,
     mixtures,
     model,
@@ -101,6 +102,7 @@ def page_sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]
         *probes.sections(facts, run, palette),
         curated.broken_section(facts, palette),
         *model.sections(facts, palette),
+        *learning.sections(facts),
         *curves.sections(facts),
         *ledger.sections(facts),
     ]

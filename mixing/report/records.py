@@ -186,7 +186,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curve:
-    """Rows of a `metrics.jsonl` as columns; `name` is the folder, relative to the run."""
+    """Rows of a `metrics.jsonl` or `evaluations.jsonl` as columns; `name` is the folder, relative to the run."""
 
     name: str
     columns: Mapping[str, tuple[float, ...]]
@@ -209,12 +209,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Trained:
-    """`training/<name>/`: the result, the curve and the phases."""
+    """`training/<name>/`: the result, the curve of the updates, the phases, and the rows of `evaluations.jsonl`."""
 
     name: str
     result: Mapping[str, Any]
     curve: Curve | None
     phases: tuple[Phase, ...]
+    evaluations: Curve | None = None
 
 
 @dataclass(frozen=True)

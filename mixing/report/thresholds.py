@@ -10,7 +10,7 @@ from curation.fates import TITLES, CutTable, cut_tables, verdicts_of
 from mixing.report.documents import excerpt, texts_of
 from mixing.report.elements import Block, Disclosure, Excerpt, Excerpts, Palette, Prose
 from mixing.report.gather import UNREADABLE
-from mixing.report.numbers import DASH, count, plain
+from mixing.report.numbers import DASH, count, plain, telling_decimals
 from mixing.report.records import RunFacts
 
 CUTS = ("educational", "reasoning", "domain")
@@ -60,7 +60,9 @@ def _blocks(cuts: list[CutTable], texts: dict[str, str]) -> list[Block]:
     blocks: list[Block] = []
     for cut in cuts:
         above, below = cut.around(AROUND)
-        lowest, highest = (DASH if v is None else plain(v, 4) for v in (cut.last_kept, cut.first_dropped))
+        ends = (cut.last_kept, cut.first_dropped)
+        decimals = telling_decimals(*ends)
+        lowest, highest = (DASH if v is None else plain(v, decimals) for v in ends)
         blocks.append(
             Prose(
                 f"{TITLES[cut.name]}: {count(cut.kept)} of {count(cut.table.height)} passed; the lowest {cut.score} "
@@ -69,16 +71,19 @@ def _blocks(cuts: list[CutTable], texts: dict[str, str]) -> list[Block]:
         )
         blocks.append(
             Excerpts(
-                "Just above", _excerpts(above, texts, "good"), "Just below", _excerpts(below, texts, "bad")
+                "Just above",
+                _excerpts(above, texts, "good", decimals),
+                "Just below",
+                _excerpts(below, texts, "bad", decimals),
             )
         )
     return blocks
 
 
-def _excerpts(rows: pl.DataFrame, texts: dict[str, str], tone: str) -> tuple[Excerpt, ...]:
+def _excerpts(rows: pl.DataFrame, texts: dict[str, str], tone: str, decimals: int) -> tuple[Excerpt, ...]:
     return tuple(
         Excerpt(
-            f"{plain(row['value'], 4)}, rank {count(row['rank'])}",
+            f"{plain(row['value'], decimals)}, rank {count(row['rank'])}",
             row["id"][:20],
             _short(texts.get(row["id"], "(its text is not in this run's documents)")),
             tone,

@@ -34,6 +34,9 @@ def _main(
         False, "--plain", help="Progress as plain lines, as in a log; anywhere on the line."
     ),
 ) -> None:
+    from recipes.cli.output import expect_json
+
+    expect_json(False)
     if quiet or plain:
         set_progress_mode("quiet" if quiet else "plain")
 

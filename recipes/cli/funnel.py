@@ -12,6 +12,7 @@ STEPS = {
     "read": "read",
     "exact": "exact copies out",
     "minhash": "near copies out",
+    "language": "in its languages",
     "educational": "educational",
     "reasoning": "reasoning",
     "domain": "domain",
@@ -40,10 +41,10 @@ def print_funnel(rows: Sequence[dict[str, Any]]) -> None:
         "step": "Step",
         "documents": "Documents",
         "tokens": "Tokens",
-        "share": "Of step before",
+        "share": "Kept",
         "of_read": "Of all",
     }
-    print_table("The funnel: what is left after each step", table, headings)
+    print_table("The funnel: what is left, the share kept of the step before, and of all", table, headings)
 
 
 def print_budget(plans: Sequence[SourceBudget]) -> None:

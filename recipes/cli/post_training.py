@@ -96,14 +96,20 @@ def replay(
     if as_json:
         print_json(asdict(found) | {"same": found.same})
     else:
-        loss = "none" if found.loss is None else repr(found.loss)
-        norm = "none" if found.grad_norm is None else repr(found.grad_norm)
+        pairs = ((found.loss, found.recorded_loss), (found.grad_norm, found.recorded_grad_norm))
+        # A step in which no group trained has neither; the log has zeros for it.
+        (loss, loss_then), (norm, norm_then) = (
+            ("no group trained", "none" if then == 0 else repr(then))
+            if now is None
+            else (repr(now), repr(then))
+            for now, then in pairs
+        )
         rewards = "unknown" if found.rewards_differ is None else f"{found.rewards_differ} differ"
         rows = [
             {"what": "rewards", "now": rewards, "then": f"{found.rollouts} rollouts"},
             {"what": "advantages and weights", "now": f"{found.verdicts_differ} differ", "then": ""},
-            {"what": "loss", "now": loss, "then": repr(found.recorded_loss)},
-            {"what": "gradient norm", "now": norm, "then": repr(found.recorded_grad_norm)},
+            {"what": "loss", "now": loss, "then": loss_then},
+            {"what": "gradient norm", "now": norm, "then": norm_then},
         ]
         print_table(f"Step {step}", rows, {"what": "What", "now": "Now", "then": "On record"})
         say("The same, bit for bit." if found.same else "Not the same.")

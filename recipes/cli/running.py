@@ -52,9 +52,11 @@ def plan(
         made["stages"],
         {"stage": "Stage", "state": "State", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"},
     )
-    say(
-        f"  About {made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk still to go,"
-    )
+    if all(row["state"] == "done" for row in made["stages"]):
+        say("  Nothing is left to do: every stage is done. The times above are estimates,")
+    else:
+        to_go = f"{made['seconds'] / 60:.1f} minutes and {made['disk_megabytes']:,.0f} MB of disk"
+        say(f"  About {to_go} still to go,")
     say(f"  {made['speed']}")
     final = made["final_training"]
     say(
@@ -64,6 +66,7 @@ def plan(
     say(f"  {final['process_megabytes']:,.0f} MB of memory at its peak (the {final['peak_at']}):")
     memory = ("weights", "gradients", "moments", "mean", "activations", "working")
     say("  " + ", ".join(f"{name} {final[f'{name}_megabytes']:,.0f}" for name in memory) + ".")
+    say("  The rest is Python and torch themselves.")
     for note in made["notes"]:
         say(f"  {note}")
 

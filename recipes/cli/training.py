@@ -61,7 +61,7 @@ def show_data(
         decode=lambda ids: str(tokenizer.decode(list(ids))),
     )
     if as_json:
-        print_json(rows)
+        print_json(rows, ascii_only=True)
         return
     headings = {"index": "Seq.", "rank": "Rank"} if ranks > 1 else {"index": "Seq."}
     headings |= {
@@ -72,11 +72,13 @@ def show_data(
         "text": "Text",
     }
     phases = " and ".join(dict.fromkeys(row["phase"] for row in rows))
-    print_table(f"Step {step}, phase {phases}", _by_document(rows, ranks), headings)
+    print_table(f"Step {step}, phase {phases}", _by_document(rows, ranks), headings, cut="text")
 
 
 def _by_document(rows: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
     """A row for each document of a listing; what concerns the whole sequence stands in its first row only."""
+    from mixing.report.elements import visible
+
     shown = []
     for row in rows:
         for number, document in enumerate(row["documents"]):
@@ -89,7 +91,7 @@ def _by_document(rows: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]
                     "epoch": str(whole.get("epoch", "")),
                     "document": document["id"][:8],
                     "tokens": f"{document['start']}:{document['stop']}",
-                    "text": " ".join(document["text"].split())[:SNIPPET_WIDTH],
+                    "text": visible(" ".join(document["text"].split())[:SNIPPET_WIDTH]),
                 }
             )
     return shown

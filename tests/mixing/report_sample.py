@@ -391,7 +391,7 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
                 4.3,
                 rng,
             )
-    _losses(folder / "training" / "pretrain", 782, 2048, 3.7, rng)
+    _losses(folder / "training" / "pretrain", 782, 2048, 3.7, rng, taught_from=400)
     result = {
         "final": "checkpoints/step-782",
         "steps": 782,
@@ -400,6 +400,7 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
         "seconds": 96.4,
     }
     write_json(folder / "training" / "pretrain" / "result.json", result)
+    _evaluations(folder / "training" / "pretrain", (196, 391, 586, 782))
     _losses(folder / "training" / "sft", 90, 4096, 1.4, rng)
     write_json(
         folder / "training" / "sft" / "result.json",
@@ -426,10 +427,43 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
             "after": {"step": 16, "right": 58, "value": 58 / 128, "low": 0.37, "high": 0.539, **accuracy},
         },
     )
+    _lines(
+        folder / "training" / "grpo" / "evaluations.jsonl",
+        [
+            {
+                "step": s,
+                "right": r,
+                "value": r / 128,
+                "low": r / 128 - 0.07,
+                "high": r / 128 + 0.07,
+                **accuracy,
+            }
+            for s, r in ((0, 29), (8, 41), (16, 58))
+        ],
+    )
     _model(folder / "model")
 
 
-def _losses(folder: Path, steps: int, tokens: int, end: float, rng: np.random.Generator) -> None:
+def _evaluations(folder: Path, steps: tuple[int, ...]) -> None:
+    """As `probes.in_run` measures them: the loss of each probe set, and RankMe of its states and of the weight."""
+    rows: list[dict] = []
+    for at, step in enumerate(steps):
+        rows.append({"step": step})
+        for number, name in enumerate(CAPABILITIES):
+            rows[-1][f"bits_per_byte/{name}"] = 3.1 + 0.2 * number - 0.25 * at
+            rows[-1][f"rankme/{name}"] = 11.0 + 6 * at + number
+        rows[-1]["rankme/embeddings"] = 70.0 + at
+    _lines(folder / "evaluations.jsonl", rows)
+
+
+def _losses(
+    folder: Path,
+    steps: int,
+    tokens: int,
+    end: float,
+    rng: np.random.Generator,
+    taught_from: int | None = None,
+) -> None:
     rows = [
         {
             "step": s,
@@ -438,6 +472,11 @@ def _losses(folder: Path, steps: int, tokens: int, end: float, rng: np.random.Ge
         }
         for s in range(1, steps + 1)
     ]
+    if taught_from is not None:
+        # As a run with a teacher in its last phase logs it: 0 where there is none.
+        for row in rows:
+            taught = (steps - row["step"]) / (steps - taught_from)
+            row["divergence"] = 0.56 + 0.84 * taught if row["step"] >= taught_from else 0.0
     _lines(folder / "metrics.jsonl", rows)
 
 

@@ -23,8 +23,9 @@ from curation.errors import DataError
 from mixing.mixture import Mixture, write_mixture
 from mixing.report import charts, write_report
 from mixing.report.agreement import critical_rank_correlation
+from mixing.report.curated import warning_blocks
 from mixing.report.documents import EXCERPT_CHARACTERS, excerpt, joint_benefits
-from mixing.report.elements import Palette, heat
+from mixing.report.elements import Bullets, Disclosure, Palette, Prose, heat
 from mixing.report.gather import gather
 from mixing.report.numbers import signed
 from mixing.report.proof import difference_strip
@@ -45,6 +46,7 @@ SECTIONS = [
     "probes",
     "broken",
     "model",
+    "learning",
     "curves",
     "cost",
     "settings",
@@ -165,6 +167,56 @@ def test_the_page_is_one_sound_accessible_file(page: str, outline: Outline) -> N
     assert outline.tags["th"] == len([v for t, n, v in outline.attributes if t == "th" and n == "scope"])
     figures = [v for t, n, v in outline.attributes if t == "div" and n == "role" and v == "img"]
     assert outline.tags["svg"] <= len(figures) and outline.tags["svg"] > 20
+
+
+def test_what_the_final_model_learned_is_drawn_and_in_a_table(outline: Outline) -> None:
+    labels = [v for t, n, v in outline.attributes if (t, n) == ("div", "aria-label")]
+    assert (
+        "Loss on the probes in bits per byte: code from 3.100 to 2.350; mathematics from 3.300 to 2.550; "
+        "knowledge from 3.500 to 2.750" in labels
+    )
+    ranks = next(label for label in labels if label.startswith("RankMe in directions"))
+    assert ranks.endswith("output weight from 70.000 to 73.000")
+    assert "divergence from the teacher, from 1.400 to 0.560 nats per token" in labels
+    assert "Held-out: share of right answers from 0.23 to 0.45" in labels
+    assert "The probes were measured 4 times" in outline.text and "MobileLLM-R1, Eq. 9" in outline.text
+    assert "The loss on every one of them fell." in outline.text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "",
+        "[1, 2]\nnull\n",
+        '{"step": 5}\n',
+        '{"bits_per_byte/code": 3.0}\n',
+        '{"step": "<b>", "bits_per_byte/code": 3.0}\n',
+        '{"step": 5, "bits_per_byte/</svg><script>x": NaN, "rankme/<script>y": 1e308}\n',
+        '{"step": 5, "bits_per_byte/</svg><script>x": 1e300, "rankme/": -1e308}\n'
+        '{"step": 1, "bits_per_byte/</svg><script>x": 2, "rankme/": 1e308}\n',
+        '{"step": 5, "bits_per_byte/code":\n',
+    ],
+)
+def test_hostile_evaluations_do_not_break_the_page(run: Path, tmp_path: Path, rows: str) -> None:
+    for stage in ("pretrain", "grpo"):
+        folder = tmp_path / "training" / stage
+        folder.mkdir(parents=True)
+        (folder / "evaluations.jsonl").write_text(rows, encoding="utf-8")
+    outline = Outline(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert not outline.open and not {"script", "b"} & set(outline.tags)
+
+
+def test_warnings_with_one_advice_are_one_and_a_recheck_is_no_warning() -> None:
+    same = [f"judge saw only the head of 3 of 9 documents of s{i}: raise the context" for i in range(4)]
+    recheck = "s1: 8 of 90 documents were scored in float32 too."
+    grouped, few, note = warning_blocks([*same, recheck, "s2 has 9 documents: read more of it"])
+    assert isinstance(grouped, Disclosure) and isinstance(grouped.blocks[0], Bullets)
+    assert (
+        grouped.summary.startswith("4 warnings such as: judge saw") and "mend them: raise" in grouped.summary
+    )
+    assert len(grouped.blocks[0].items) == 4
+    assert few == Prose("s2 has 9 documents: read more of it.", "warning")
+    assert note == Prose(recheck, "note")
 
 
 def test_names_and_texts_are_text(outline: Outline) -> None:
@@ -387,7 +439,7 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
         write_report(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("module", ["numbers", "elements", "documents", "agreement"])
+@pytest.mark.parametrize("module", ["numbers", "elements", "documents", "agreement", "curated", "curves"])
 def test_the_examples_in_docstrings_hold(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"mixing.report.{module}"))
     assert found.attempted and not found.failed

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from curation.budget import Cost, Cut, plan_budget
@@ -25,6 +26,7 @@ from mixing.report import write_report
 from recipes.budget import pilot_cuts
 from recipes.cli import app, curating, running  # noqa: F401  (they add their commands)
 from recipes.cli.funnel import print_budget, print_funnel
+from recipes.cli.output import expect_json, print_json, print_table, say
 from recipes.funnel import funnel_of
 from recipes.show import find_document
 
@@ -205,6 +207,29 @@ def test_the_funnel_fits_eighty_columns(folder: Path, capsys: pytest.CaptureFixt
     assert max(map(len, lines)) <= 80 and any("alpha" in line for line in lines)
     with pytest.raises(DataError, match="no funnel yet"):
         funnel_of(folder / "documents")
+
+
+def test_json_stands_alone_and_what_is_said_beside_it_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.cli.output.progress_mode", lambda: "plain")
+    expect_json(True)
+    say("Nothing to do")
+    print_json({"a": 1})
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"a": 1} and told.err == "Nothing to do\n"
+    expect_json(False)
+    say("Nothing to do")
+    assert capsys.readouterr() == ("Nothing to do\n", "")
+
+
+def test_one_column_is_cut_so_that_names_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"source": "licences_and_tables", "at": "1024:2048", "text": "\u4e16" * 60}
+    print_table("Rows", [row], {"source": "Source", "at": "Tokens", "text": "Text"}, cut="text")
+    told = capsys.readouterr().out
+    assert "licences_and_tables" in told and "\u4e16\u2026" in told.replace(" ", "")
+    assert max(map(cell_len, told.splitlines())) <= 80
+    assert len(told.splitlines()) == 5 + 1, "title, blank, head, rule, one row, blank"
 
 
 def test_the_budget_table_fits_and_says_no(capsys: pytest.CaptureFixture[str]) -> None:
