@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -23,133 +22,27 @@ from curation.atomic import hash_value
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
 from probes.generation_records import SAMPLES, model_hash, read_samples, write_samples
-from probes.intervals import LEVEL, RESAMPLES
-from probes.pass_at_k import Estimate, avg_at_n, mean_maj_at_k, mean_pass_at_k
+from probes.generation_result import GenerationResult, GenerationSettings, settings_of
+from probes.judging import Judge
 from training.chat import render_prompt
 from training.grpo_update import autocast
 from training.model import Decoder
-from training.rewards import Reward, answer_part, extract_answer, named_reward, score
-from training.rewards.mathematics import answers_equal
-from training.rewards.rules import ChoiceReward
-from training.rollout import Ending, Prompt, Rollout, RolloutSettings, roll_out
+from training.rollout import Ending, Prompt, Rollout, roll_out
 from training.run_lock import only_process_in
 from training.text_encoding import document_ends, hash_tokenizer, text_encoder
 
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+__all__ = ["GenerationResult", "GenerationSettings", "at_budget", "generate_and_score"]
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are sampled; all of it is stored with the result.
+class _Job:
+    """A prompt as it is fed, the number of its tokens that had no room, and what judges its answers."""
 
-    samples       : n answers a prompt; with temperature 0 all would be the same, so then it must be 1
-    rollout       : lengths, temperature, top-p and budgets, see training.budgets
-    stop          : strings that end an answer; the answer is cut before the first of them, and what the model wrote
-                    beyond is neither judged nor counted
-    chat          : the prompt is a user's message in the tokenizer's chat template; else plain text after bos
-    seed          : of the samples
-    chunk_prompts : prompts after which finished samples are written, where there is a folder for them
-    """
-
-    samples: int = 1
-    rollout: RolloutSettings = RolloutSettings(temperature=0.0)
-    stop: tuple[str, ...] = ()
-    chat: bool = False
-    seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    chunk_prompts: int = 32
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.chunk_prompts < 1:
-            raise RecipeError("samples and chunk_prompts must be at least 1", where="generation")
-        if self.rollout.temperature == 0 and self.samples > 1:
-            raise RecipeError(
-                f"{self.samples} greedy samples of a prompt are all the same",
-                where="generation.samples",
-                remedy="Take 1 sample, or a temperature above 0",
-            )
-        if any(not stop for stop in self.stop):
-            raise RecipeError("A stop string is empty", where="generation.stop", remedy="Leave it out")
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """Samples (`SAMPLES`, in the order of prompts and replicas), settings, and what they amount to.
-
-    settings    : the sampling settings, the reward and the hashes of model and tokenizer, JSON-able
-    prompts_cut : prompts longer than the context allows, of which the beginning was left out
-    """
-
-    samples: pa.Table
-    settings: dict[str, Any]
-    prompts_cut: int
-
-    @property
-    def correct(self) -> np.ndarray:
-        """bool [problems, n]."""
-        return self._grid("correct").astype(bool)
-
-    @property
-    def truncated(self) -> float:
-        """Share of samples that ran into a token limit."""
-        return float(np.mean(self._grid("truncated")))
-
-    @property
-    def no_answer(self) -> float:
-        """Share of samples in which no answer was found."""
-        return self.samples["answer"].null_count / len(self.samples)
-
-    def lengths(self) -> dict[float, float]:
-        """Quantiles of the tokens of a sample."""
-        tokens = self.samples["tokens"].to_numpy()
-        return dict(zip(QUANTILES, np.quantile(tokens, QUANTILES).tolist(), strict=True))
-
-    def avg_at_n(self, *, resamples: int = RESAMPLES, level: float = LEVEL) -> Estimate:
-        """See `probes.pass_at_k`, as the next two."""
-        return avg_at_n(self.correct, resamples=resamples, level=level)
-
-    def pass_at_k(self, k: int, *, resamples: int = RESAMPLES, level: float = LEVEL) -> Estimate:
-        return mean_pass_at_k(self.correct, k, resamples=resamples, level=level)
-
-    def maj_at_k(self, k: int, *, resamples: int = RESAMPLES, level: float = LEVEL) -> Estimate:
-        """RecipeError for programs, of which none is equal to another."""
-        if self.settings["reward"] == "code":
-            raise RecipeError("Programs have no majority", where="maj@k", remedy="Use pass@k")
-        classes = self._grid("answer_class")
-        return mean_maj_at_k(classes, self._class_verdicts(classes), k, resamples=resamples, level=level)
-
-    def summary(self) -> dict[str, Any]:
-        """Accuracy with its errors, pass@n, maj@n, rates and lengths, JSON-able."""
-        n = self.correct.shape[1]
-        found: dict[str, Any] = {
-            "problems": len(self.correct),
-            "samples_per_problem": n,
-            f"avg@{n}": asdict(self.avg_at_n()),
-            "truncated": self.truncated,
-            "no_answer": self.no_answer,
-            "finish_reasons": dict(Counter(self.samples["finish_reason"].to_pylist())),
-            "mean_tokens": float(np.mean(self.samples["tokens"].to_numpy())),
-            "token_quantiles": {str(at): value for at, value in self.lengths().items()},
-            "prompts_cut": self.prompts_cut,
-            "settings": self.settings,
-        }
-        if n > 1:
-            found[f"pass@{n}"] = asdict(self.pass_at_k(n))
-            if self.settings["reward"] != "code":
-                found[f"maj@{n}"] = asdict(self.maj_at_k(n))
-        return found
-
-    def _grid(self, column: str) -> np.ndarray:
-        values = self.samples[column].to_numpy(zero_copy_only=False)
-        return values.reshape(-1, self.settings["samples"])
-
-    def _class_verdicts(self, classes: np.ndarray) -> np.ndarray:
-        """The verdict of each class is that of its first sample: equality of stated answers is not quite transitive."""
-        verdicts = self.correct.copy()
-        for row, named in zip(verdicts, classes, strict=True):
-            for name in set(named.tolist()) - {-1}:
-                row[named == name] = row[np.flatnonzero(named == name)[0]]
-        return verdicts
+    name: str
+    prompt: Prompt
+    cut: int
+    answer: str
+    head: str
 
 
 def generate_and_score(
@@ -200,7 +93,7 @@ def generate_and_score(
     described = asdict(settings) | {"reward": reward_name, "end_ids": sorted(ending.end_ids)}
     described |= {"model": model_hash(model), "tokenizer": hash_tokenizer(tokenizer)}
     del described["chunk_prompts"]
-    judge = _Judge(reward_name, tokenizer, ending, settings)
+    judge = Judge(reward_name, tokenizer, ending, settings)
     try:
         table = _in_chunks(model, jobs, judge, described, settings, out, label)
     finally:
@@ -222,7 +115,7 @@ def at_budget(
     cut to make room, which a smaller limit would have cut less. RecipeError for a limit above the run's, and for a
     run with budgets for thought and answer, whose forced tokens depend on them.
     """
-    settings = _settings_of(result.settings)
+    settings = settings_of(result.settings)
     if settings.rollout.thinking_tokens is not None or not 1 <= max_tokens <= settings.rollout.max_tokens:
         raise RecipeError(
             f"Samples of a run with {settings.rollout} cannot be cut to {max_tokens} tokens",
@@ -230,10 +123,8 @@ def at_budget(
             remedy="Give 1 to the run's max_tokens, of a run without budgets for thought and answer",
         )
     cut = replace(settings, rollout=replace(settings.rollout, max_tokens=max_tokens))
-    ending = replace(
-        Ending.of(tokenizer, cut.rollout, tuple(result.settings["end_ids"])), stop=settings.stop
-    )
-    judge = _Judge(result.settings["reward"], tokenizer, ending, cut)
+    ending = replace(Ending.of(tokenizer, cut.rollout, tuple(result.settings["end_ids"])), stop=settings.stop)
+    judge = Judge(result.settings["reward"], tokenizer, ending, cut)
     rows = result.samples.to_pylist()
     try:
         for at, row in enumerate(rows):
@@ -250,101 +141,10 @@ def at_budget(
     return GenerationResult(pa.Table.from_pylist(rows, SAMPLES), described, result.prompts_cut)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A prompt as it is fed, the number of its tokens that had no room, and what judges its answers."""
-
-    name: str
-    prompt: Prompt
-    cut: int
-    answer: str
-    head: str
-
-
-class _Judge:
-    """From a sample's tokens to its text, its stated answer and the verdict."""
-
-    def __init__(
-        self, reward_name: str, tokenizer: Any, ending: Ending, settings: GenerationSettings
-    ) -> None:
-        self.name, self.tokenizer, self.ending, self.settings = reward_name, tokenizer, ending, settings
-        self.reward: Reward = named_reward(reward_name)
-
-    def row(self, rollout: Rollout, job: _Job) -> dict[str, Any]:
-        ids = list(rollout.completion_ids)
-        ended = bool(ids) and ids[-1] in self.ending.end_ids and not rollout.forced[-1]
-        return {
-            "prompt": job.name,
-            "replica": rollout.replica,
-            "token_ids": ids,
-            "prompt_tokens": len(job.prompt.ids),
-            "prompt_cut": job.cut,
-            "finish_reason": rollout.finish_reason,
-            "truncated": rollout.truncated,
-        } | self.verdict(ids, ended, job.answer, job.head)
-
-    def verdict(self, ids: Sequence[int], ended: bool, answer: str, head: str) -> dict[str, Any]:
-        text = self.tokenizer.decode(list(ids[:-1] if ended else ids), skip_special_tokens=False)
-        places = [at for at in (text.find(stop) for stop in self.settings.stop) if at >= 0]
-        text = text[: min(places)] if places else text
-        scored = score(self.reward, head + text, answer)
-        stated = stated_answer(self.name, text)
-        return {"text": text, "tokens": len(ids), "correct": scored.correct, "answer": stated}
-
-    def classify(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Number the equal answers of one problem's samples from 0; -1 for none."""
-        known: dict[str, int] = {}
-        firsts: list[str] = []
-        for row in rows:
-            answer = row["answer"]
-            if answer is None:
-                row["answer_class"] = -1
-                continue
-            if answer not in known:
-                found = (at for at, first in enumerate(firsts) if self._equal(first, answer))
-                known[answer] = next(found, len(firsts))
-                if known[answer] == len(firsts):
-                    firsts.append(answer)
-            row["answer_class"] = known[answer]
-
-    def _equal(self, one: str, other: str) -> bool:
-        if not self.name.startswith("math"):
-            return False  # equal texts are found before
-        opinion: Callable[[str, str], bool | None] | None = getattr(self.reward, "second_opinion", None)
-        return answers_equal(one, other, opinion)
-
-    def close(self) -> None:
-        """End the sandbox or the process of math-verify, where there is one."""
-        opinion = getattr(getattr(self.reward, "second_opinion", None), "__self__", None)
-        for holder in (self.reward, opinion):
-            if hasattr(holder, "close"):
-                holder.close()
-
-
-def stated_answer(reward_name: str, text: str) -> str | None:
-    """The answer that a text states, as the reward of that name reads it; None when it states none.
-
-    Of programs, and of what is compared whole, only an empty text is none.
-
-    >>> stated_answer("math", "So 3 + 4 = 7"), stated_answer("choice", "It is (B)."), stated_answer("exact", " ")
-    ('7', 'B', None)
-    """
-    part = answer_part(text)
-    if reward_name.startswith("math"):
-        return extract_answer(part)
-    if reward_name == "choice":
-        return next((letter for letter in "ABCDEFGHIJ" if ChoiceReward()(text, letter).correct), None)
-    if reward_name == "code":
-        from training.rewards.code import program_in
-
-        return program_in(text).strip() or None
-    return part.strip() or None
-
-
 def _in_chunks(
     model: Decoder,
     jobs: Sequence[_Job],
-    judge: _Judge,
+    judge: Judge,
     described: dict[str, Any],
     settings: GenerationSettings,
     out: Path | str | None,
@@ -380,9 +180,7 @@ def _in_chunks(
     return whole
 
 
-def _samples(
-    model: Decoder, jobs: Sequence[_Job], judge: _Judge, settings: GenerationSettings
-) -> pa.Table:
+def _samples(model: Decoder, jobs: Sequence[_Job], judge: Judge, settings: GenerationSettings) -> pa.Table:
     with autocast(settings.precision, model)(), torch.inference_mode():
         rollouts = roll_out(
             model,
@@ -392,34 +190,35 @@ def _samples(
             replicas=settings.samples,
             seed=settings.seed,
         )
-    rows = [judge.row(rollout, jobs[at // settings.samples]) for at, rollout in enumerate(rollouts)]
+    rows = [_row(rollout, jobs[at // settings.samples], judge) for at, rollout in enumerate(rollouts)]
     for first in range(0, len(rows), settings.samples):
         judge.classify(rows[first : first + settings.samples])
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def _encode(
-    prompts: Sequence[str], tokenizer: Any, settings: GenerationSettings
-) -> list[tuple[int, ...]]:
+def _row(rollout: Rollout, job: _Job, judge: Judge) -> dict[str, Any]:
+    ids = list(rollout.completion_ids)
+    ended = bool(ids) and ids[-1] in judge.ending.end_ids and not rollout.forced[-1]
+    return {
+        "prompt": job.name,
+        "replica": rollout.replica,
+        "token_ids": ids,
+        "prompt_tokens": len(job.prompt.ids),
+        "prompt_cut": job.cut,
+        "finish_reason": rollout.finish_reason,
+        "truncated": rollout.truncated,
+    } | judge.verdict(ids, ended, job.answer, job.head)
+
+
+def _encode(prompts: Sequence[str], tokenizer: Any, settings: GenerationSettings) -> list[tuple[int, ...]]:
     if settings.chat:
-        return [
-            render_prompt(tokenizer, prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)
-        ]
+        return [render_prompt(tokenizer, prompt, where=f"prompt {at}") for at, prompt in enumerate(prompts)]
     begin = document_ends(tokenizer)[0]
     return [(begin, *found) for found in text_encoder(tokenizer)(prompts)]
 
 
 def _cut(ids: tuple[int, ...], room: int) -> tuple[int, ...]:
     return ids if len(ids) <= room else (ids[0], *ids[len(ids) - room + 1 :])
-
-
-def _settings_of(described: dict[str, Any]) -> GenerationSettings:
-    names = ("samples", "chat", "seed", "precision")
-    return GenerationSettings(
-        rollout=RolloutSettings(**described["rollout"]),
-        stop=tuple(described["stop"]),
-        **{name: described[name] for name in names},
-    )
 
 
 def _check(

@@ -78,7 +78,9 @@ def split_by_overlap(
     if not items or set(items) != set(scores):
         odd = sorted(set(items) ^ set(scores))
         raise DataError(
-            f"{len(items)} items and {len(scores)} scores are not of the same ids" if odd else "There are no items",
+            f"{len(items)} items and {len(scores)} scores are not of the same ids"
+            if odd
+            else "There are no items",
             where=", ".join(odd[:3]),
             remedy="Give the text and the score of every item",
         )

@@ -16,8 +16,10 @@ import torch
 import probes.generation as generation
 from curation.errors import DataError, RecipeError
 from probes.generation import GenerationResult, GenerationSettings, at_budget, generate_and_score
+from probes.judging import Judge, stated_answer
 from tests.training.post_training_models import WORDS, killed, tiny_config, tiny_tokenizer
 from training.model import Decoder
+from training.rewards import named_reward, score
 from training.rollout import RolloutSettings
 
 ID = {word: at for at, word in enumerate(WORDS)}
@@ -156,9 +158,9 @@ def test_prompts_beyond_the_context_are_cut_on_the_left_and_counted(model: Decod
     assert same.samples["text"].to_pylist() == found.samples["text"].to_pylist()
 
 
-def test_the_majority_is_over_equal_values_not_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = generation._Judge.__new__(generation._Judge)
-    judge.name, judge.reward = "math", generation.named_reward("math")
+def test_the_majority_is_over_equal_values_not_texts() -> None:
+    judge = Judge.__new__(Judge)
+    judge.name, judge.reward = "math", named_reward("math")
     rows = [{"answer": answer} for answer in ("1/2", None, "0.5", "3", "1/2", r"\frac{1}{2}")]
     judge.classify(rows)
     assert [row["answer_class"] for row in rows] == [0, -1, 0, 1, 0, 0]
@@ -175,8 +177,8 @@ def test_the_majority_is_over_equal_values_not_texts(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_named_rewards_judge(reward: str, text: str, answer: str, stated: str | None) -> None:
-    assert generation.stated_answer(reward, text) == stated
-    verdict = generation.score(generation.named_reward(reward), text, answer)
+    assert stated_answer(reward, text) == stated
+    verdict = score(named_reward(reward), text, answer)
     assert verdict.correct == (stated is not None)
 
 
@@ -205,7 +207,12 @@ def test_bad_input(model: Decoder) -> None:
         (DataError, "there twice", (["1", "2"], ["1", "2"], "math"), {"ids": ["a", "a"]}),
         (DataError, "empty", (["1", " "], ["1", "2"], "math"), {}),
         (RecipeError, "no reward", (["1"], ["1"], "guess", SAMPLED), {}),
-        (RecipeError, "reads 64", (["1"], ["1"], "math", GenerationSettings(rollout=RolloutSettings(64))), {}),
+        (
+            RecipeError,
+            "reads 64",
+            (["1"], ["1"], "math", GenerationSettings(rollout=RolloutSettings(64))),
+            {},
+        ),
     ]
     for kind, message, given, more in cases:
         with pytest.raises(kind, match=message):

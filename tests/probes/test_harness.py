@@ -69,7 +69,9 @@ def test_loglikelihood(models: tuple[Any, Any]) -> None:
         ("Question: what is 2 + 2? Answer:", " 5"),
     ]
     # Continuations that greedy decoding does write, so that the second value is true somewhere.
-    greedy = theirs.generate_until(_instances("generate_until", [("The sum", {"max_gen_toks": 2, "until": []})]))
+    greedy = theirs.generate_until(
+        _instances("generate_until", [("The sum", {"max_gen_toks": 2, "until": []})])
+    )
     pairs.append(("The sum", greedy[0]))
     found = ours.loglikelihood(_instances("loglikelihood", pairs), disable_tqdm=True)
     wanted = theirs.loglikelihood(_instances("loglikelihood", pairs), disable_tqdm=True)
@@ -85,7 +87,9 @@ def test_rolling(folder: Path, models: tuple[Any, Any], add_bos: bool | None) ->
     ours, theirs = models
     if add_bos is False:
         ours = MixwrightLM(folder, device="cpu", add_bos_token=False)
-        theirs = HFLM(pretrained=str(folder), batch_size=1, device="cpu", dtype="float32", add_bos_token=False)
+        theirs = HFLM(
+            pretrained=str(folder), batch_size=1, device="cpu", dtype="float32", add_bos_token=False
+        )
     texts = [(PROSE,), (PROSE * 7,), ("a",)] + ([("",)] if add_bos is None else [])
     found = ours.loglikelihood_rolling(_instances("loglikelihood_rolling", texts))
     wanted = theirs.loglikelihood_rolling(_instances("loglikelihood_rolling", texts), disable_tqdm=True)
@@ -99,7 +103,9 @@ def test_rolling_without_bos_is_our_likelihood(folder: Path) -> None:
     lm = MixwrightLM(folder, device="cpu", add_bos_token=False)
     texts = [PROSE, PROSE * 5]
     documents = [Document(str(at), text, "s") for at, text in enumerate(texts)]
-    ours = score_documents(lm.model, tokenize_documents(documents, lm.tokenizer), context=CONTEXT, stride=CONTEXT)
+    ours = score_documents(
+        lm.model, tokenize_documents(documents, lm.tokenizer), context=CONTEXT, stride=CONTEXT
+    )
     rolling = lm.loglikelihood_rolling(_instances("loglikelihood_rolling", [(text,) for text in texts]))
     assert rolling[0] == pytest.approx(-ours["nats"][0].as_py(), rel=1e-5)
     # Windows of the harness with one token of context are ours with a stride of the context.
@@ -110,7 +116,9 @@ def test_generate_until(models: tuple[Any, Any]) -> None:
     ours, theirs = models
     plain = {"until": [], "max_gen_toks": 12, "do_sample": False}
     prompts = ["The sum of two", PROSE * 3, "Question: what is 2 + 2? Answer:"]
-    whole = theirs.generate_until(_instances("generate_until", [(p, plain) for p in prompts]), disable_tqdm=True)
+    whole = theirs.generate_until(
+        _instances("generate_until", [(p, plain) for p in prompts]), disable_tqdm=True
+    )
     stops = [text[len(text) // 2 : len(text) // 2 + 3] for text in whole if len(text) > 6]
     assert stops  # the tiny model does write something to stop at
     asked: list[tuple[Any, ...]] = [(prompt, plain) for prompt in prompts]
@@ -125,7 +133,9 @@ def test_registered_and_bad_input(folder: Path, models: tuple[Any, Any]) -> None
     from lm_eval.api.registry import get_model
 
     assert get_model("mixwright") is MixwrightLM
-    lm = get_model("mixwright").create_from_arg_string(f"pretrained={folder},max_length=16", {"device": "cpu"})
+    lm = get_model("mixwright").create_from_arg_string(
+        f"pretrained={folder},max_length=16", {"device": "cpu"}
+    )
     assert lm.max_length == 16
     with pytest.raises(RecipeError, match="num_beams"):
         lm.generate_until(_instances("generate_until", [("a", {"num_beams": 4, "max_gen_toks": 4})]))

@@ -47,7 +47,11 @@ def test_sides_and_counts() -> None:
         "documents": 5,
     }
     assert split_by_overlap(ITEMS, SCORES, []).dirty is None
-    assert split_by_overlap(ITEMS, SCORES, DOCUMENTS, least_share=0.1).dirty_ids == ("copied", "half", "touched")
+    assert split_by_overlap(ITEMS, SCORES, DOCUMENTS, least_share=0.1).dirty_ids == (
+        "copied",
+        "half",
+        "touched",
+    )
 
 
 def test_the_counts_are_those_of_decontaminate(tmp_path: Path) -> None:
