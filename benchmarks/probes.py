@@ -161,7 +161,8 @@ def main() -> None:
         f"{len(documents):,} documents, {tokens:,} tokens of a byte-level BPE of {len(tokenizer):,}; a decoder of 4 "
         f"layers x 128, windows of {CONTEXT}, batches of {BATCH_TOKENS:,} tokens, float32 unless said, "
         f"one thread; CPU time of the process with tokenisation, median of {arguments.rounds} paired rounds "
-        f"(`python -m benchmarks.probes`). probes.likelihood is {against} (goal 3), and takes {bare:.2f} of a bare forward pass (goal 1.15).\n\n"
+        f"(`python -m benchmarks.probes`). probes.likelihood is {against} (goal 3), "
+        f"and takes {bare:.2f} of a bare forward pass (goal 1.15).\n\n"
         + table(["", "tokens/s", "speed of probes.likelihood = 1", "relative difference of nats"], rows)
         + f"\n{machine('torch', 'transformers', 'lm_eval')}\n"
     )

@@ -81,6 +81,8 @@ def _steps(
     for place, stage in enumerate(STAGES[1:], 1):
         if place > end:
             break
+        if stage == "language" and stage not in thresholds:
+            continue
         step: dict[str, Any] = {"step": stage, "passed": place < end}
         cut = by_name.get(stage)
         if cut is not None:
@@ -136,7 +138,10 @@ def _thresholds(recipe: dict[str, Any], source: str) -> dict[str, str]:
     educational, judge = curation.get("educational", {}), curation.get("judge", {})
     near, late = curation.get("near_duplicates", {}), curation.get("deduplication", {})
     rule = educational.get("per_source", {}).get(source, educational.get("rule"))
+    spoken = curation.get("language") or {}
+    languages = spoken.get("per_source", {}).get(source, spoken.get("languages")) or []
     values = {
+        "language": ("{}", " or ".join(languages) or None),
         "minhash": ("Jaccard below {}", near.get("similarity")),
         "educational": ("{}", rule),
         "reasoning": ("the top {}", judge.get("reasoning_share")),
