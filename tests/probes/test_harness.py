@@ -47,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(folder: Path) -> tuple[Any, Any]:
     from lm_eval.models.huggingface import HFLM
 
-    theirs = HFLM(pretrained=str(folder), batch_size=1, device="cpu", dtype="float32")
+    # Its cache of logits is off: in 0.4.13 requests that share context + continuation[:-1] but split it at other places
+    # share a row of logits, of which a shorter continuation is then given the first entries instead of the last.
+    theirs = HFLM(pretrained=str(folder), batch_size=1, device="cpu", dtype="float32", logits_cache=False)
     assert theirs.max_length == CONTEXT
     return MixwrightLM(folder, device="cpu", batch_tokens=100), theirs
 
@@ -69,15 +71,17 @@ def test_loglikelihood(models: tuple[Any, Any]) -> None:
         ("Question: what is 2 + 2? Answer:", " 5"),
     ]
     # Continuations that greedy decoding does write, so that the second value is true somewhere.
-    greedy = theirs.generate_until(
-        _instances("generate_until", [("The sum", {"max_gen_toks": 2, "until": []})])
+    contexts = [PROSE[:end] for end in range(8, 80, 6)]
+    one = {"max_gen_toks": 1, "until": []}
+    written = theirs.generate_until(
+        _instances("generate_until", [(c, dict(one)) for c in contexts]), disable_tqdm=True
     )
-    pairs.append(("The sum", greedy[0]))
+    pairs += [(context, text) for context, text in zip(contexts, written, strict=True) if text.strip()]
     found = ours.loglikelihood(_instances("loglikelihood", pairs), disable_tqdm=True)
     wanted = theirs.loglikelihood(_instances("loglikelihood", pairs), disable_tqdm=True)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=2e-4)
     assert [same for _, same in found] == [same for _, same in wanted]
-    assert wanted[-1][1] and not all(same for _, same in wanted)
+    assert {same for _, same in wanted} == {True, False}
 
 
 @pytest.mark.parametrize("add_bos", [None, False])
