@@ -3,10 +3,11 @@
     import probes.harness
     lm_eval.simple_evaluate("mixwright", "pretrained=runs/quickstart/model", tasks=[...])
 
-Values are those of the harness' own HFLM (without its cache of logits, see the tests) on the exported folder of the same
-model, because tokenisation, windows and truncation follow it, but logits are made only for the tokens that are scored. The harness adds bos where the
-tokenizer does; `loglikelihood_rolling` then predicts that bos, too, from the one that opens the window, and counts it.
-`add_bos_token=False` leaves it out and gives the value of `probes.likelihood` with a stride of the context.
+Values are those of the harness' own HFLM (without its cache of logits, see the tests) on the exported folder of the
+same model: tokenisation, windows and truncation follow it, but logits are made only for the tokens that are scored.
+The harness adds bos where the tokenizer does; `loglikelihood_rolling` then predicts that bos, too, from the one that
+opens the window, and counts it. `add_bos_token=False` leaves it out and gives the value of `probes.likelihood` with a
+stride of the context.
 """
 
 from __future__ import annotations

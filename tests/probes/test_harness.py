@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(folder: Path) -> tuple[Any, Any]:
     from lm_eval.models.huggingface import HFLM
 
-    # Its cache of logits is off: in 0.4.13 requests that share context + continuation[:-1] but split it at other places
-    # share a row of logits, of which a shorter continuation is then given the first entries instead of the last.
+    # Its cache of logits is off: in 0.4.13 requests that share context + continuation[:-1] but split it at other
+    # places share a row of logits, of which a shorter continuation is given the first entries instead of the last.
     theirs = HFLM(pretrained=str(folder), batch_size=1, device="cpu", dtype="float32", logits_cache=False)
     assert theirs.max_length == CONTEXT
     return MixwrightLM(folder, device="cpu", batch_tokens=100), theirs
