@@ -70,12 +70,14 @@ class Ending:
     closing : the tokens of the closing string, as forced
     decode  : ids -> text, with which a closing string of several tokens is also found when the model spells
               it in other tokens; None compares ids only
+    stop    : strings that end a completion as soon as its text holds one, however they are spelled; needs decode
     """
 
     end_ids: frozenset[int]
     closing: tuple[int, ...] = ()
     closing_text: str = "</think>"
     decode: Callable[[list[int]], str] | None = None
+    stop: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any, settings: RolloutSettings, end_ids: Sequence[int] = ()) -> Ending:
@@ -110,6 +112,14 @@ class Ending:
         if length < 2 or self.decode is None:
             return False
         return self.closing_text in self.decode(ids[-(length + 8) :])
+
+    def stops(self, ids: list[int]) -> bool:
+        """Whether one of the stop strings stands at the end of `ids`, in or across its last token."""
+        if not self.stop or self.decode is None:
+            return False
+        # A token holds at least a byte of text; the few more are for a character begun before, and special tokens.
+        tail = self.decode(ids[-(max(len(stop.encode()) for stop in self.stop) + 8) :])
+        return any(stop in tail for stop in self.stop)
 
     def rest_to_force(self, ids: list[int]) -> list[int]:
         """The closing tokens that are still missing, when the model has begun to write them itself."""

@@ -28,7 +28,7 @@ from training.sampling import UniformStreams, choose_tokens
 
 __all__ = ["Ending", "FinishReason", "Prompt", "Rollout", "RolloutSettings", "roll_out"]
 
-FinishReason = Literal["end", "length", "end_while_thinking"]
+FinishReason = Literal["end", "length", "end_while_thinking", "stop"]
 DROP_SHARE = 8  # rows are dropped when an eighth of them has finished: a drop copies the cache of the others
 
 
@@ -48,7 +48,7 @@ class Rollout:
     logprobs        : of each of them under the policy, nats, at the sampling temperature (1 when greedy),
     float32
     forced          : whether each was forced; forced tokens belong to the text, not to the loss
-    truncated       : it ran into its token limit (finish_reason "length")
+    truncated       : it ran into its token limit (finish_reason "length"; "stop" is a stop string of the ending)
     thinking_tokens : tokens up to and with the closing string; all of them if the thought never closed
     """
 
@@ -204,6 +204,9 @@ class _Row:
         elif not forced and token in self.ending.end_ids:
             thinking = self.budgeted and self.closed_at is None
             self.finish = "end_while_thinking" if thinking else "end"
+            return
+        if self.ending.stops(self.ids):
+            self.finish = "stop"
             return
         self._limit()
 
