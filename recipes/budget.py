@@ -15,9 +15,10 @@ import polars as pl
 
 from curation.atomic import read_json, write_json
 from curation.budget import Cost, Cut, SourceBudget, pilot_sample, plan_budget
-from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
+from curation.cascade import CascadeSettings, Scorers, select_representative
 from curation.documents import Document
 from curation.educational import EducationalRule
+from curation.judge_prompt import domain_prompt
 from curation.scoring.corpus import Corpus
 from curation.scoring.runners import open_runner
 from curation.sources import read_report
