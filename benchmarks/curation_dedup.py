@@ -69,7 +69,7 @@ def deduplication(*, write: bool, rounds: int = 2) -> None:
         for r in large
     ]
     text = (
-        "### Exact semantic deduplication, threshold .9\n\n"
+        "## Exact semantic deduplication, threshold .9\n\n"
         f"Random unit vectors, a tenth of them planted near duplicates; median of {rounds} rounds, one thread.\n\n"
         + table(header, rows)
         + "\n140,000 x 384 in a process of its own; memory is the largest resident size, with torch and the "
@@ -98,7 +98,7 @@ def clusters(*, write: bool, rows: int = 60_000) -> None:
             [f"{probes} clusters", f"{cpu:.1f}", f"{len(result.found):,}", f"{recall:.2%}", estimate]
         )
     text = (
-        "### Clusters instead of all pairs\n\n"
+        "## Clusters instead of all pairs\n\n"
         f"{rows:,} x 384 in 200 groups, a tenth planted near duplicates, {round(rows**0.5)} clusters; training and "
         f"assigning alone take {training:.1f} CPU seconds, and the estimate compares 2,000 documents with all.\n\n"
         + table(["searched", "CPU seconds", "dropped", "recall", "estimated, 95 % interval"], lines)
@@ -133,7 +133,7 @@ def templated(*, write: bool) -> None:
         for j, i, cosine in found[:: max(1, len(found) // 4)][:4]:
             print(f"[{threshold}] {cosine:.3f}  {texts[j][:110]!r}  <-  {texts[i][:110]!r}", file=sys.stderr)
     text = (
-        f"### Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"
+        f"## Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"
         "Latent semantic analysis of the corpus itself (256 dimensions), greedy rule. The overlap of a dropped "
         "document with the one kept instead is the share of its 5-word runs that the other has too.\n\n"
         + table(

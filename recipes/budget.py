@@ -93,10 +93,12 @@ def pilot_cuts(
     """The cuts of the cascade as the pilot saw them; a share that a setting states is taken from the setting."""
     rule = settings.educational_of.get(source, settings.educational)
     read, taught = counts.get("read", 0), counts.get("educational", 0)
+    spoken = counts.get("language", read)
     reasoned, chosen = counts.get("reasoning", 0), counts.get("domain", 0)
     return [
         Cut("near_duplicates", unique["documents"], unique["kept"], duplicates=True),
-        Cut("educational", read, taught, share=_share(rule)),
+        *([Cut("language", read, spoken)] if source in settings.language_of else []),
+        Cut("educational", spoken, taught, share=_share(rule)),
         Cut("reasoning", taught, reasoned, share=settings.reasoning_share),
         Cut("domain", reasoned, chosen, share=settings.domain_share),
         Cut("deduplicated", chosen, counts.get("deduplicated", 0), duplicates=True),
