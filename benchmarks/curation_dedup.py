@@ -40,7 +40,7 @@ def planted(rows: int, copies: int, dim: int = 384, seed: int = 0, groups: int =
 
 
 def deduplication(*, write: bool, rounds: int = 2) -> None:
-    """20,000 x 384 with 2,000 planted near duplicates, and 140,000 in a process of its own."""
+    """20,000 x 384 with 2,000 planted duplicates, and 140,000 in a process of its own."""
     torch.set_num_threads(1)
     vectors, copies = planted(20_000, 2_000), 2_000
     work = {
@@ -70,7 +70,7 @@ def deduplication(*, write: bool, rounds: int = 2) -> None:
     ]
     text = (
         "## Exact semantic deduplication, threshold .9\n\n"
-        f"Random unit vectors, a tenth of them planted near duplicates; median of {rounds} rounds, one thread.\n\n"
+        f"Random unit vectors, a tenth of them planted duplicates; median of {rounds} rounds, one thread.\n\n"
         + table(header, rows)
         + "\n140,000 x 384 in a process of its own; memory is the largest resident size, with torch and the "
         "vectors.\n\n"
@@ -81,7 +81,7 @@ def deduplication(*, write: bool, rounds: int = 2) -> None:
 
 
 def clusters(*, write: bool, rows: int = 60_000) -> None:
-    """How many near duplicates clusters miss, as estimated and as counted."""
+    """How many semantic duplicates clusters miss, as estimated and as counted."""
     torch.set_num_threads(1)
     vectors = planted(rows, rows // 10, groups=200)
     exact_cpu, exact = timed(lambda: find_duplicates(vectors, THRESHOLD))
@@ -99,7 +99,7 @@ def clusters(*, write: bool, rows: int = 60_000) -> None:
         )
     text = (
         "## Clusters instead of all pairs\n\n"
-        f"{rows:,} x 384 in 200 groups, a tenth planted near duplicates, {round(rows**0.5)} clusters; training and "
+        f"{rows:,} x 384 in 200 groups, a tenth planted duplicates, {round(rows**0.5)} clusters; training and "
         f"assigning alone take {training:.1f} CPU seconds, and the estimate compares 2,000 documents with all.\n\n"
         + table(["searched", "CPU seconds", "dropped", "recall", "estimated, 95 % interval"], lines)
         + f"\n{machine('torch', 'faiss-cpu')}\n"

@@ -9,7 +9,7 @@ before a fixed cut of share f, ceil(n / f). The quantiles of the outcome are an 
 really have to be read, not only for its expectation. That it covers what it says is tested by simulation.
 
 What it does not know: shares of duplicates grow with the size of a corpus, so those of a pilot are too small, and
-the numbers to be read are lower bounds where duplicates matter. `duplicates_seen` says where that is.
+the numbers to be read are lower bounds where duplicates matter. The notes of a `SourceBudget` say where that is.
 """
 
 from __future__ import annotations
