@@ -19,7 +19,7 @@ BATCH_DOCUMENTS = 50_000
 """Documents of whole clusters that are compared as one job; a larger cluster is a batch of its own."""
 CHUNK_DOCUMENTS = 10_000
 FEW_SIGNATURES = 200_000
-"""The same for matching signatures, which takes microseconds each."""
+"""Up to so many, signatures are matched in this process: it takes microseconds each."""
 _MEMBERS = pa.schema(
     [
         ("batch", pa.uint32()),
