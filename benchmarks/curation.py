@@ -6,11 +6,19 @@ import argparse
 import importlib
 
 SECTIONS = {
+    "selection": "benchmarks.curation_scale:selection",
+    "overhead": "benchmarks.curation_scale:overhead",
     "classifier": "benchmarks.curation_models:classifier",
     "embedding": "benchmarks.curation_models:embedding",
     "deduplication": "benchmarks.curation_dedup:deduplication",
     "clusters": "benchmarks.curation_dedup:clusters",
     "templated": "benchmarks.curation_dedup:templated",
+    "classifiers": "benchmarks.curation_classifiers:classifiers",
+    "quality": "benchmarks.curation_classifiers:held_out",
+    "judges": "benchmarks.curation_classifiers:bfloat16_judges",
+    "decontamination": "benchmarks.decontamination:decontamination",
+    "tokens": "benchmarks.training_tokens:tokenisation",
+    "funnel": "benchmarks.curation_funnel:funnel",
 }
 """Section -> `module:function`, imported when it is asked for; the function takes `write: bool`."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.measure import machine, paired, publish, table
+from benchmarks.measure import CORPORA, machine, paired, publish, table
 from curation.ask_llm import AskLLM
 from curation.atomic import hash_file
 from curation.classifiers import fasttext_training
@@ -39,7 +38,6 @@ from curation.rater_training import RaterSettings
 from curation.raters import train_classifier
 from curation.score_tables import score_source, top_share
 
-CORPORA = Path(os.environ.get("MIXWRIGHT_CORPORA", Path(__file__).parents[2] / "shared" / "corpora"))
 SHARES = (0.1, 0.5)
 
 

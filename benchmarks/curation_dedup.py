@@ -40,7 +40,7 @@ def planted(rows: int, copies: int, dim: int = 384, seed: int = 0, groups: int =
 
 
 def deduplication(*, write: bool, rounds: int = 2) -> None:
-    """20,000 x 384 with 2,000 planted near duplicates, and 140,000 in a process of its own."""
+    """20,000 x 384 with 2,000 planted duplicates, and 140,000 in a process of its own."""
     torch.set_num_threads(1)
     vectors, copies = planted(20_000, 2_000), 2_000
     work = {
@@ -69,8 +69,8 @@ def deduplication(*, write: bool, rounds: int = 2) -> None:
         for r in large
     ]
     text = (
-        "### Exact semantic deduplication, threshold .9\n\n"
-        f"Random unit vectors, a tenth of them planted near duplicates; median of {rounds} rounds, one thread.\n\n"
+        "## Exact semantic deduplication, threshold .9\n\n"
+        f"Random unit vectors, a tenth of them planted duplicates; median of {rounds} rounds, one thread.\n\n"
         + table(header, rows)
         + "\n140,000 x 384 in a process of its own; memory is the largest resident size, with torch and the "
         "vectors.\n\n"
@@ -81,7 +81,7 @@ def deduplication(*, write: bool, rounds: int = 2) -> None:
 
 
 def clusters(*, write: bool, rows: int = 60_000) -> None:
-    """How many near duplicates clusters miss, as estimated and as counted."""
+    """How many semantic duplicates clusters miss, as estimated and as counted."""
     torch.set_num_threads(1)
     vectors = planted(rows, rows // 10, groups=200)
     exact_cpu, exact = timed(lambda: find_duplicates(vectors, THRESHOLD))
@@ -98,8 +98,8 @@ def clusters(*, write: bool, rows: int = 60_000) -> None:
             [f"{probes} clusters", f"{cpu:.1f}", f"{len(result.found):,}", f"{recall:.2%}", estimate]
         )
     text = (
-        "### Clusters instead of all pairs\n\n"
-        f"{rows:,} x 384 in 200 groups, a tenth planted near duplicates, {round(rows**0.5)} clusters; training and "
+        "## Clusters instead of all pairs\n\n"
+        f"{rows:,} x 384 in 200 groups, a tenth planted duplicates, {round(rows**0.5)} clusters; training and "
         f"assigning alone take {training:.1f} CPU seconds, and the estimate compares 2,000 documents with all.\n\n"
         + table(["searched", "CPU seconds", "dropped", "recall", "estimated, 95 % interval"], lines)
         + f"\n{machine('torch', 'faiss-cpu')}\n"
@@ -133,7 +133,7 @@ def templated(*, write: bool) -> None:
         for j, i, cosine in found[:: max(1, len(found) // 4)][:4]:
             print(f"[{threshold}] {cosine:.3f}  {texts[j][:110]!r}  <-  {texts[i][:110]!r}", file=sys.stderr)
     text = (
-        f"### Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"
+        f"## Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"
         "Latent semantic analysis of the corpus itself (256 dimensions), greedy rule. The overlap of a dropped "
         "document with the one kept instead is the share of its 5-word runs that the other has too.\n\n"
         + table(

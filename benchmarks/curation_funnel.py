@@ -9,7 +9,6 @@ puts the tables into docs/curation.md, between their marks.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from benchmarks.measure import machine, publish, table
+from benchmarks.measure import CORPORA, machine, publish, table
 from curation.atomic import read_json
 from curation.documents import read_documents
 from curation.minhash import MinhashSettings, shingles
@@ -31,6 +30,7 @@ from recipes.stages import STAGES
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "curation.md"
+OUT = Path(tempfile.gettempdir()) / "curation_funnel"
 MEASURED = ("documents", "near_duplicates", "raters", "representative")
 
 
@@ -140,18 +140,9 @@ def chain_text(run: Run) -> str:
     )
 
 
-def main() -> None:
+def funnel(*, write: bool, corpora: Path = CORPORA, out: Path = OUT) -> None:
     """Run the recipe, or what of it is not done, and print or publish the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--corpora", type=Path, default=os.environ.get("MIXWRIGHT_CORPORA"))
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "curation_funnel")
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.corpora is None:
-        parser.error("name the folder of the corpora with --corpora")
-    run = open_run(recipe_for(arguments.corpora, arguments.out), arguments.out / "run")
+    run = open_run(recipe_for(corpora, out), out / "run")
     run_recipe(run, "representative")
     facts = machine("datatrove", "polars", "torch", "transformers")
     text = "\n".join(
@@ -159,13 +150,20 @@ def main() -> None:
             f"{facts}.\n",
             funnel_table(run),
             time_table(run),
-            pages_table(run, arguments.out),
+            pages_table(run, out),
             chain_text(run),
             budget_table(run, 100),
         ]
     )
-    publish("curation funnel", text, write=arguments.write, document=DOCUMENT)
+    publish("curation funnel", text, write=write, document=DOCUMENT)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    funnel(write=arguments.write, corpora=arguments.corpora, out=arguments.out)

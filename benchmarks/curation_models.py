@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import machine, publish, table
+from benchmarks.measure import CORPORA, machine, publish, table
 from curation.documents import Document
 
-CORPORA = Path(os.environ.get("MIXWRIGHT_CORPORA", Path(__file__).parents[1].parent / "shared" / "corpora"))
 NAMES = ("stackexchange", "math_text", "wiki", "formal", "books")
 RULE = "raw > 4"
 
@@ -80,7 +78,7 @@ def classifier(*, write: bool, documents: int = 160) -> None:
         ["the same, computed for 10,000 documents", f"{len(texts) / (large * naive):.2f}", f"{1 / large:.2f}", "-"],
     ]  # fmt: skip
     heading = (
-        "### Educational classifier, 12 x 768, 512 tokens, one thread\n\n"
+        "## Educational classifier, 12 x 768, 512 tokens, one thread\n\n"
         f"{len(texts)} documents of five corpora, {tokens / len(texts):.0f} tokens each after truncation; rule "
         f"`{RULE}`, which {len(truth)} pass. {report.sentence('mixed')} The differences' standard deviation is "
         f"{report.deviation:.2g}; scores have one of {plain.std():.2g}.\n\n"
@@ -185,7 +183,7 @@ def embedding(*, write: bool, documents: int = 300) -> None:
         )
     ]
     heading = (
-        "### Embeddings, 6 x 384, 256 tokens, one thread\n\n"
+        "## Embeddings, 6 x 384, 256 tokens, one thread\n\n"
         f"{len(texts)} documents of five corpora, random weights, threshold {threshold:.4f} (the tenth nearest "
         f"pair). {report.sentence()} With few documents, the fixed sample of {report.sample} weighs much; of 10,000 "
         "it is 0.6 %.\n\n"

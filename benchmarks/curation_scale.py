@@ -40,7 +40,7 @@ THRESHOLD, SHARE = 3.0, 0.1
 DATATROVE_ROWS = 100_000
 
 
-def selection(write: bool) -> None:
+def selection(*, write: bool) -> None:
     """Threshold, exact top tenth of each source and the kept texts, from score tables and document files."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,7 +87,7 @@ documents per CPU-second.
         publish("curation-selection", text, write=write)
 
 
-def overhead(write: bool) -> None:
+def overhead(*, write: bool) -> None:
     """Our reader and score block around a BERT-shaped classifier, beside the classifier called on the same groups."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -259,7 +259,7 @@ def main() -> None:
     set_progress_mode("quiet")
     for section in (selection, overhead):
         if not given.sections or section.__name__ in given.sections:
-            section(given.write)
+            section(write=given.write)
 
 
 if __name__ == "__main__":

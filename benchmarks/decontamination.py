@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import tempfile
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.measure import machine, paired, publish, table
+from benchmarks.measure import CORPORA, machine, paired, publish, table
 from curation.documents import Document
 from curation.overlap_index import WORDS, ReferenceIndex, words_of
 
@@ -63,25 +62,13 @@ def datatrove_filter(items: list[Document], folder: Path):
     return NGramsDecontFilter(str(folder), config=config, language=Words())
 
 
-def main() -> None:
+def decontamination(*, write: bool, corpora: Path = CORPORA) -> None:
     """Compare, check that all find the same documents, and print or publish the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--corpora", type=Path, default=os.environ.get("MIXWRIGHT_CORPORA"))
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.corpora is None:
-        parser.error("name the folder of the corpora with --corpora")
-    items = [
-        d
-        for d in read(arguments.corpora / "gsm8k_train.jsonl.gz", "prompt")
-        if len(words_of(d.text)) >= WORDS
-    ]
+    items = [d for d in read(corpora / "gsm8k_train.jsonl.gz", "prompt") if len(words_of(d.text)) >= WORDS]
     corpus = [
         document
         for name in ("stackexchange", "math_text")
-        for document in read(arguments.corpora / f"{name}.jsonl.gz", "text", DOCUMENTS)
+        for document in read(corpora / f"{name}.jsonl.gz", "text", DOCUMENTS)
     ]
     corpus += [Document(f"copy {n}", f"Exercise. {items[n].text} Answer: 7", "copies") for n in range(20)]
     index = ReferenceIndex(items)
@@ -110,11 +97,11 @@ def main() -> None:
         )
     ]
     text = (
-        f"{machine('datatrove', 'numpy')}; {len(items):,} items, {len(corpus)} documents, {megabytes:.1f} MB, "
-        f"{len(ours())} of them contaminated.\n\n"
+        f"## Decontamination\n\n{machine('datatrove', 'numpy')}; {len(items):,} items, "
+        f"{len(corpus)} documents, {megabytes:.1f} MB, {len(ours())} of them contaminated.\n\n"
         + table(["decontamination", "MB per CPU-second", "time, ours = 1", "tells"], rows)
     )
-    publish("decontamination", text, write=arguments.write)
+    publish("decontamination", text, write=write)
 
 
 def _theirs(document: Document):
@@ -124,4 +111,10 @@ def _theirs(document: Document):
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    decontamination(write=arguments.write, corpora=arguments.corpora)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+CORPORA = Path(os.environ.get("MIXWRIGHT_CORPORA", Path(__file__).parents[2] / "shared" / "corpora"))
+"""The real corpora that benchmarks read: $MIXWRIGHT_CORPORA, or `shared/corpora` beside the checkout."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def publish(section: str, text: str, *, write: bool, document: Path = DOCUMENT) 
     page = document.read_text(encoding="utf-8") if document.exists() else "# Benchmarks\n"
     if begin in page and end in page:
         before, rest = page.split(begin, 1)
-        page = before + block + rest.split(end, 1)[1].lstrip("\n")
+        after = rest.split(end, 1)[1].lstrip("\n")
+        page = before.rstrip("\n") + "\n\n" + block + ("\n" + after if after else "")
     else:
         page = page.rstrip("\n") + "\n\n" + block
     document.write_text(page, encoding="utf-8")

@@ -131,12 +131,8 @@ def main() -> None:
         [name, f"{tokens / t.seconds:,.0f}", f"{t.ratio(base):.2f}", f"{tokens / min(t.wall):,.0f}"]
         for name, t in timings.items()
     ]
-    text = (
-        machine("torch")
-        + "\n\n"
-        + table(
-            ["way", "tokens per CPU second", "times one thread each", "best tokens per wall second"], rows
-        )
+    text = f"## Proxy models side by side\n\n{machine('torch')}\n\n" + table(
+        ["way", "tokens per CPU second", "times one thread each", "best tokens per wall second"], rows
     )
     publish("Proxy models side by side", text, write=options.write)
 

@@ -262,7 +262,7 @@ def report(timings: dict[str, Timing], absent: dict[str, str], steps: int) -> st
     rows += [(name, reason, "", "", "", "") for name, reason in absent.items()]
     head = ("trainer", "tokens per CPU-second", "rounds", "share of bf16 peak", "ours is faster by", "goal")
     return (
-        f"Training step, {CONFIG.layers} layers x {CONFIG.dim}, {CONFIG.vocab_size:,} tokens, "
+        f"## Training step\n\nA training step, {CONFIG.layers} layers x {CONFIG.dim}, {CONFIG.vocab_size:,} tokens, "
         f"{SEQUENCES} x {TOKENS}, one thread. {machine('torch', 'transformers', 'accelerate')}. Measured "
         f"between the turns: a product of 1024 x 1024 matrices does {peak / 1e9:.0f} GFLOP/s in bfloat16, "
         f"{wide / 1e9:.0f} in float32 (a ratio of {peak / wide:.2f}); {flops / 1e6:.1f} MFLOP a token.\n\n"
@@ -299,6 +299,7 @@ def resume(times: int = 3) -> str:
             found.append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
     walls, cpus = zip(*found, strict=True)
     return (
+        f"## Going on after a kill\n\n"
         f"From the start of a killed run's next process to its first update (imports, locks, weights, moments, "
         f"data order, one step): {min(walls):.1f} to {max(walls):.1f} s of wall-clock time, {min(cpus):.1f} to "
         f"{max(cpus):.1f} s of CPU time (goal: 10 s). {machine('torch')}.\n"

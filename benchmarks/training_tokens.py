@@ -12,7 +12,7 @@ import argparse
 import os
 import sysconfig
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -68,17 +68,12 @@ def contestants(
     return {"mixwright": ours, "datatrove": theirs}, ours().total_tokens
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--megabytes", type=float, default=8.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
-    arguments = parser.parse_args()
-    documents = read_texts(arguments.files, arguments.megabytes)
+def tokenisation(*, write: bool, files: Sequence[Path] = (), megabytes: float = 8.0, rounds: int = 5) -> None:
+    """Time both, and print or publish the table."""
+    documents = read_texts(list(files), megabytes)
     with tempfile.TemporaryDirectory() as folder:
         work, tokens = contestants(documents, Path(folder))
-        times = paired(work, rounds=arguments.rounds)
+        times = paired(work, rounds=rounds)
     size = sum(len(text.encode()) for _, text in documents) / 1e6
     rows = [
         [
@@ -97,8 +92,14 @@ def main() -> None:
         + table(["", "tokens/s", "MB/s", "against datatrove"], rows)
         + f"\n{machine('tokenizers', 'datatrove', 'numpy')}\n"
     )
-    publish("tokenisation", text, write=arguments.write)
+    publish("tokenisation", text, write=write)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--megabytes", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    tokenisation(**vars(arguments))

@@ -9,7 +9,7 @@ before a fixed cut of share f, ceil(n / f). The quantiles of the outcome are an 
 really have to be read, not only for its expectation. That it covers what it says is tested by simulation.
 
 What it does not know: shares of duplicates grow with the size of a corpus, so those of a pilot are too small, and
-the numbers to be read are lower bounds where duplicates matter. `duplicates_seen` says where that is.
+the numbers to be read are lower bounds where duplicates matter. The notes of a `SourceBudget` say where that is.
 """
 
 from __future__ import annotations
@@ -18,92 +18,14 @@ import hashlib
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from scipy.stats import beta
 
+from curation.budget_records import Cost, Cut, Rate, SourceBudget, Verdict
 from curation.errors import DataError, RecipeError
 
 DRAWS = 20_000
-Verdict = Literal["enough", "perhaps", "not enough", "unknown"]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One cut of a funnel, as a pilot saw it.
-
-    reached, passed : documents of the pilot before and behind it
-    share           : what it keeps by definition; None for a counted cut
-    duplicates      : whether it drops copies, of which a larger corpus has more
-    """
-
-    name: str
-    reached: int
-    passed: int
-    share: float | None = None
-    duplicates: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one document costs a model.
-
-    at      : name of the cut before which the model reads; it reads whatever reaches that cut
-    seconds : of one processor thread, measured
-    flops   : estimated from parameters and tokens; None when the model's size is not known
-    """
-
-    model: str
-    at: str
-    seconds: float
-    flops: float | None = None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The share that a cut lets through; `low` and `high` are Clopper and Pearson's, or the share itself."""
-
-    name: str
-    value: float | None
-    low: float
-    high: float
-    fixed: bool
-
-
-@dataclass(frozen=True)
-class SourceBudget:
-    """The answer for one source.
-
-    target        : documents wanted in the end
-    rates         : of each cut
-    needed        : documents to read, from the pilot's rates; None when nothing passed the pilot
-    low, high     : interval of that number; `high` is None when no number can be said to be enough
-    available     : documents that the source has, if known; `at_least` when it may have more
-    expected, expected_low, expected_high : documents in the end if all available ones are read
-    verdict       : whether the source can give them
-    seconds, flops : of the models, for reading `needed`
-    notes         : sentences for people
-    """
-
-    source: str
-    target: int
-    level: float
-    pilot: int
-    rates: tuple[Rate, ...]
-    needed: float | None
-    low: float
-    high: float | None
-    available: int | None
-    at_least: bool
-    expected: float | None
-    expected_low: float | None
-    expected_high: float | None
-    verdict: Verdict
-    seconds: dict[str, float] = field(default_factory=dict)
-    flops: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 def pilot_sample(ids: Iterable[str], size: int, seed: int) -> list[str]:
@@ -156,7 +78,7 @@ def plan_budget(
     low, high = (float(value) for value in np.quantile(arriving, [tail, 1 - tail]))
     expected, expected_low, expected_high = _yield(cuts, shares, rates, available, tail, generator)
     verdict = _verdict(available, at_least, low, None if needed is None else high)
-    seconds, flops = _costs(cuts, rates, costs, needed)
+    seconds, flops, unknown_flops = _costs(cuts, rates, costs, needed)
     return SourceBudget(
         source=source,
         target=target,
@@ -174,6 +96,7 @@ def plan_budget(
         verdict=verdict,
         seconds=seconds,
         flops=flops,
+        flops_unknown=unknown_flops,
         notes=_notes(
             source, cuts, target, available, whole, verdict, (expected, expected_low, expected_high)
         ),
@@ -262,19 +185,21 @@ def _verdict(available: int | None, at_least: bool, low: float, high: float | No
 
 def _costs(
     cuts: Sequence[Cut], rates: Sequence[Rate], costs: Sequence[Cost], needed: float | None
-) -> tuple[dict[str, float], float | None]:
-    """Thread-seconds of each model, and floating-point operations of all, for reading `needed` documents."""
+) -> tuple[dict[str, float], float | None, tuple[str, ...]]:
+    """For reading `needed` documents: thread-seconds of each model, operations of those known, the other models."""
     if needed is None or not costs:
-        return {}, None
+        return {}, None, ()
     names = [cut.name for cut in cuts]
     seconds: dict[str, float] = {}
-    flops: float | None = 0.0
+    known = [cost for cost in costs if cost.flops is not None]
+    flops = 0.0 if known else None
     for cost in costs:
         at = names.index(cost.at) if cost.at in names else len(names)
         reading = needed * math.prod(float(rate.value or 0) for rate in rates[:at])
         seconds[cost.model] = seconds.get(cost.model, 0.0) + reading * cost.seconds
-        flops = None if flops is None or cost.flops is None else flops + reading * cost.flops
-    return seconds, flops
+        if flops is not None and cost.flops is not None:
+            flops += reading * cost.flops
+    return seconds, flops, tuple(dict.fromkeys(cost.model for cost in costs if cost.flops is None))
 
 
 def _notes(

@@ -70,7 +70,7 @@ def cut_tables(run: Path, source: str, capabilities: Sequence[str], verdicts: pl
     capabilities : of the source; they decide which domain prompt it was judged by
     verdicts     : of all sources, see `verdicts_of`
     """
-    from curation.cascade import domain_prompt  # here, since it brings torch
+    from curation.judge_prompt import domain_prompt  # here, since it brings torch
 
     own = verdicts.filter(pl.col("source") == source).with_columns(
         pl.col("verdict")

@@ -222,3 +222,12 @@ def _control_tokens(tokenizer: Any) -> tuple[frozenset[int], frozenset[str]]:
     # A single character cannot be broken up, and a space in a run of spaces would make more of the same.
     texts = (text for text in control.values() if len(text) > 1 and text.strip())
     return ids, frozenset(texts)
+
+
+def domain_prompt(capabilities: Sequence[str]) -> str:
+    """The domain prompt of a source: its capability's, or `combined` when it has several or none.
+
+    >>> domain_prompt(["code"]), domain_prompt(["code", "mathematics"]), domain_prompt([])
+    ('code', 'combined', 'combined')
+    """
+    return capabilities[0] if len(capabilities) == 1 else "combined"

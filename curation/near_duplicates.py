@@ -15,59 +15,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.atomic import hash_value, read_json, replacing, replacing_folder, write_json, writing_to
 from curation.documents import Document
-from curation.errors import RecipeError
 from curation.exact_duplicates import DUPLICATES, exact_duplicates, text_hash
-from curation.minhash import MinhashSettings, clusters, greedy, match_bucket, shingles, write_signatures
-from curation.shards import Shard, shard_documents, shards_of
+from curation.minhash import write_signatures
+from curation.near_duplicate_candidates import compared_candidates
+from curation.near_duplicate_work import (
+    FEW_DOCUMENTS,
+    NearDuplicateSettings,
+    NearDuplicateWork,
+    check_near_duplicate_settings,
+    read_shard,
+    shard_folder,
+)
+from curation.shards import Shard, shards_of
 from curation.workers import Advance, Job, run_jobs
 
-BATCH_DOCUMENTS = 50_000
-"""Documents of whole clusters that are compared as one job; a larger cluster is a batch of its own."""
-CHUNK_DOCUMENTS = 10_000
-FEW_DOCUMENTS = 2_000
-"""Up to so many, the work is done in this process: starting others takes longer."""
-FEW_SIGNATURES = 200_000
-"""The same for matching signatures, which takes microseconds each."""
-
 _FOUND = pa.schema([("id", pa.string()), ("hash", pa.binary(16)), ("characters", pa.int64())])
-_MEMBERS = pa.schema(
-    [
-        ("batch", pa.uint32()),
-        ("cluster", pa.uint32()),
-        ("priority", pa.uint32()),
-        ("id", pa.string()),
-        ("shingles", pa.list_(pa.uint64())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class NearDuplicateSettings:
-    """Which steps run: exact deduplication, with or without regard to case, and MinHash (None: not)."""
-
-    exact: bool = True
-    fold_case: bool = True
-    minhash: MinhashSettings | None = field(default_factory=MinhashSettings)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every job needs: settings, the folder of intermediate files, and which documents count."""
-
-    settings: NearDuplicateSettings
-    folder: Path
-    counts: Callable[[Document], bool] | None
 
 
 def find_near_duplicates(
@@ -91,9 +63,9 @@ def find_near_duplicates(
     """
     check_near_duplicate_settings(settings)
     shards = shards_of(sources, shard_size)
-    work = _Work(settings, out / ".work", counts)
+    work = NearDuplicateWork(settings, out / ".work", counts)
     _open_work(work, shards, counts_key)
-    missing = [shard for shard in shards if not _shard_folder(work, shard).is_dir()]
+    missing = [shard for shard in shards if not shard_folder(work, shard).is_dir()]
     if sum(shard.documents for shard in shards) <= FEW_DOCUMENTS:
         workers = 0
     run_jobs(
@@ -109,7 +81,7 @@ def find_near_duplicates(
         exact = exact.clear()
     near, compared = pl.DataFrame(schema=DUPLICATES), 0
     if settings.minhash is not None:
-        near, compared = _minhash(work, shards, table, exact, workers)
+        near, compared = compared_candidates(work, shards, table, exact, workers)
     found = _resolved(exact, near)
     with replacing(out / "near_duplicates.parquet") as temporary:
         found.write_parquet(temporary, compression="zstd")
@@ -118,24 +90,7 @@ def find_near_duplicates(
     return found
 
 
-def check_near_duplicate_settings(settings: NearDuplicateSettings) -> None:
-    """Raise RecipeError for settings that mean nothing."""
-    chosen = settings.minhash
-    if chosen is None:
-        return
-    if not 0 < chosen.similarity <= 1:
-        raise RecipeError(
-            f"The similarity of near-duplicates is {chosen.similarity}",
-            remedy="Give a Jaccard similarity above 0 and at most 1, such as 0.8",
-        )
-    for name in ("words", "buckets", "hashes"):
-        if getattr(chosen, name) < 1:
-            raise RecipeError(
-                f"MinHash with {getattr(chosen, name)} {name} is impossible", remedy="Give 1 or more"
-            )
-
-
-def _open_work(work: _Work, shards: Sequence[Shard], counts_key: Any) -> None:
+def _open_work(work: NearDuplicateWork, shards: Sequence[Shard], counts_key: Any) -> None:
     """Keep the signatures of an earlier attempt if they were made from these files by these settings."""
     files = {file: Path(file).stat() for shard in shards for file, _ in shard.groups}
     key = hash_value(
@@ -156,16 +111,7 @@ def _open_work(work: _Work, shards: Sequence[Shard], counts_key: Any) -> None:
         shutil.rmtree(work.folder / name, ignore_errors=True)
 
 
-def _shard_folder(work: _Work, shard: Shard) -> Path:
-    return work.folder / f"shard-{shard.number:05d}"
-
-
-def _read(work: _Work, shard: Shard) -> Any:
-    wanted = work.counts
-    return (d for d in shard_documents(shard) if wanted is None or wanted(d))
-
-
-def _sign(argument: tuple[_Work, Shard], advance: Advance) -> None:
+def _sign(argument: tuple[NearDuplicateWork, Shard], advance: Advance) -> None:
     """Ids, hashes and signatures of a shard's documents."""
     work, shard = argument
     ids: list[str] = []
@@ -173,14 +119,14 @@ def _sign(argument: tuple[_Work, Shard], advance: Advance) -> None:
     characters: list[int] = []
 
     def texts() -> Any:
-        for document in _read(work, shard):
+        for document in read_shard(work, shard):
             ids.append(document.id)
             hashes.append(text_hash(document.text, fold_case=work.settings.fold_case))
             characters.append(len(document.text))
             advance(1)
             yield document.text
 
-    with replacing_folder(_shard_folder(work, shard)) as folder:
+    with replacing_folder(shard_folder(work, shard)) as folder:
         if work.settings.minhash is not None:
             write_signatures(texts(), folder / "signatures", shard.number, work.settings.minhash)
         else:
@@ -190,11 +136,11 @@ def _sign(argument: tuple[_Work, Shard], advance: Advance) -> None:
         pq.write_table(pa.Table.from_pydict(columns, schema=_FOUND), folder / "documents.parquet")
 
 
-def _ids(work: _Work, shards: Sequence[Shard]) -> pl.DataFrame:
+def _ids(work: NearDuplicateWork, shards: Sequence[Shard]) -> pl.DataFrame:
     """`shard, row, source, priority, id, hash, characters` of every document."""
     parts = []
     for shard in shards:
-        found = pl.read_parquet(_shard_folder(work, shard) / "documents.parquet")
+        found = pl.read_parquet(shard_folder(work, shard) / "documents.parquet")
         parts.append(
             found.with_row_index("row").with_columns(
                 pl.lit(shard.number, pl.UInt32).alias("shard"),
@@ -203,133 +149,6 @@ def _ids(work: _Work, shards: Sequence[Shard]) -> pl.DataFrame:
             )
         )
     return pl.concat(parts)
-
-
-def _minhash(
-    work: _Work, shards: Sequence[Shard], table: pl.DataFrame, exact: pl.DataFrame, workers: int
-) -> tuple[pl.DataFrame, int]:
-    """Near-duplicates among what is not an exact one, and how many documents were compared."""
-    members = _candidates(work, shards, workers).join(
-        table.select("shard", "row", "id"), on=["shard", "row"], how="inner"
-    )
-    members = members.join(exact.select(pl.col("dropped").alias("id")), on="id", how="anti")
-    members = members.filter(pl.len().over("cluster") > 1)
-    if not members.height:
-        return pl.DataFrame(schema=DUPLICATES), 0
-    members = members.join(_batches(members), on="cluster")
-    by_shard = {shard.number: shard for shard in shards}
-    parts = members.partition_by("shard", as_dict=True)
-    if members.height <= FEW_DOCUMENTS:
-        workers = 0
-    run_jobs(
-        [
-            Job(
-                f"shingles of shard {shard}",
-                _gather,
-                (work, by_shard[int(str(shard))], part.drop("id", "shard")),
-            )
-            for (shard,), part in parts.items()
-        ],
-        workers=workers,
-        description="reading candidates",
-        unit="shards",
-    )
-    numbers = members["batch"].unique().sort().to_list()
-    results = run_jobs(
-        [Job(f"batch {number}", _compare, (work, number)) for number in numbers],
-        workers=workers,
-        description="comparing candidates",
-        unit="batches",
-    )
-    rows = [row for found in results for row in found]
-    return pl.DataFrame(rows, schema=DUPLICATES, orient="row"), members.height
-
-
-def _candidates(work: _Work, shards: Sequence[Shard], workers: int) -> pl.DataFrame:
-    """datatrove's clusters: `shard, row, cluster`."""
-    settings = work.settings.minhash
-    assert settings is not None
-    flat = work.folder / "signatures"
-    for bucket in range(settings.buckets):
-        name = f"bucket_{bucket:03d}"
-        (flat / name).mkdir(parents=True)
-        for shard in shards:
-            file = f"{shard.number:05d}.minhash.sig"
-            (flat / name / file).symlink_to(
-                (_shard_folder(work, shard) / "signatures" / name / file).resolve()
-            )
-    if sum(shard.documents for shard in shards) <= FEW_SIGNATURES:
-        workers = 0
-    run_jobs(
-        [Job(f"bucket {bucket}", _match, (work, bucket)) for bucket in range(settings.buckets)],
-        workers=workers,
-        description="matching signatures",
-        unit="buckets",
-    )
-    return clusters(work.folder / "matches", work.folder / "clusters", settings)
-
-
-def _match(argument: tuple[_Work, int], advance: Advance) -> None:
-    work, bucket = argument
-    assert work.settings.minhash is not None
-    match_bucket(work.folder / "signatures", work.folder / "matches", bucket, work.settings.minhash)
-
-
-def _batches(members: pl.DataFrame) -> pl.DataFrame:
-    """`cluster, batch`: whole clusters, about `BATCH_DOCUMENTS` documents to a batch."""
-    sizes = members.group_by("cluster").len().sort("cluster")
-    return sizes.select(
-        "cluster",
-        ((pl.col("len").cum_sum() - pl.col("len")) // BATCH_DOCUMENTS).cast(pl.UInt32).alias("batch"),
-    )
-
-
-def _gather(argument: tuple[_Work, Shard, pl.DataFrame], advance: Advance) -> None:
-    """Write the shingles of a shard's candidates, a row group for each batch."""
-    work, shard, wanted = argument
-    assert work.settings.minhash is not None
-    where = {
-        row: (batch, cluster) for row, cluster, batch in wanted.select("row", "cluster", "batch").iter_rows()
-    }
-    rows: list[tuple[int, int, int, str, np.ndarray]] = []
-    written = 0
-
-    def flush() -> None:
-        nonlocal written, rows
-        rows.sort(key=lambda row: (row[0], row[1], row[3]))
-        folder = work.folder / "members"
-        folder.mkdir(exist_ok=True)
-        with pq.ParquetWriter(folder / f"{shard.number:05d}-{written:05d}.parquet", _MEMBERS) as writer:
-            for batch in sorted({row[0] for row in rows}):
-                columns = zip(*(row for row in rows if row[0] == batch), strict=True)
-                arrays = [list(column) for column in columns]
-                writer.write_table(pa.table(dict(zip(_MEMBERS.names, arrays, strict=True)), schema=_MEMBERS))
-        written, rows = written + 1, []
-
-    for row, document in enumerate(_read(work, shard)):
-        if row in where:
-            found = shingles(document.text, work.settings.minhash)
-            rows.append((*where[row], shard.priority, document.id, found))
-            if len(rows) >= CHUNK_DOCUMENTS:
-                flush()
-    if rows:
-        flush()
-
-
-def _compare(argument: tuple[_Work, int], advance: Advance) -> list[tuple[str, str, str, float]]:
-    """The near-duplicates of a batch of clusters."""
-    work, batch = argument
-    assert work.settings.minhash is not None
-    files = sorted((work.folder / "members").glob("*.parquet"))
-    tables = [pq.read_table(file, filters=[("batch", "=", batch)]) for file in files]
-    found = pl.DataFrame(pa.concat_tables(tables)).sort("cluster", "priority", "id")
-    rows = []
-    for members in found.partition_by("cluster", maintain_order=True):
-        ids = members["id"].to_list()
-        sets = [np.asarray(value, dtype=np.uint64) for value in members["shingles"]]
-        for dropped, kept, jaccard in greedy(sets, work.settings.minhash.similarity):
-            rows.append((ids[dropped], ids[kept], "minhash", jaccard))
-    return rows
 
 
 def _resolved(exact: pl.DataFrame, near: pl.DataFrame) -> pl.DataFrame:

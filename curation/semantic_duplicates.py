@@ -2,7 +2,7 @@
 
 Two rules. `greedy` drops a row whose cosine to a *kept* earlier one reaches the threshold. `semdedup` is SemDeDup's
 (Abbas et al. 2023, arXiv 2303.09540): the cosine to *any* earlier one counts, dropped or not, so a chain of
-near-duplicates loses all but its first link. SemDeDup orders a cluster by distance to its centre; here the order is
+semantic duplicates loses all but its first link. SemDeDup orders a cluster by distance to its centre; here the order is
 that of the rows.
 
 Up to `EXACT_DOCUMENTS` rows every pair is compared. Beyond, two rows are compared when they have one of their

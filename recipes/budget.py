@@ -15,9 +15,10 @@ import polars as pl
 
 from curation.atomic import read_json, write_json
 from curation.budget import Cost, Cut, SourceBudget, pilot_sample, plan_budget
-from curation.cascade import CascadeSettings, Scorers, domain_prompt, select_representative
+from curation.cascade import CascadeSettings, Scorers, select_representative
 from curation.documents import Document
 from curation.educational import EducationalRule
+from curation.judge_prompt import domain_prompt
 from curation.scoring.corpus import Corpus
 from curation.scoring.runners import open_runner
 from curation.sources import read_report
@@ -92,10 +93,12 @@ def pilot_cuts(
     """The cuts of the cascade as the pilot saw them; a share that a setting states is taken from the setting."""
     rule = settings.educational_of.get(source, settings.educational)
     read, taught = counts.get("read", 0), counts.get("educational", 0)
+    spoken = counts.get("language", read)
     reasoned, chosen = counts.get("reasoning", 0), counts.get("domain", 0)
     return [
         Cut("near_duplicates", unique["documents"], unique["kept"], duplicates=True),
-        Cut("educational", read, taught, share=_share(rule)),
+        *([Cut("language", read, spoken)] if source in settings.language_of else []),
+        Cut("educational", spoken, taught, share=_share(rule)),
         Cut("reasoning", taught, reasoned, share=settings.reasoning_share),
         Cut("domain", reasoned, chosen, share=settings.domain_share),
         Cut("deduplicated", chosen, counts.get("deduplicated", 0), duplicates=True),

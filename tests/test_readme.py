@@ -80,3 +80,12 @@ def test_training_launches(folder: Path) -> None:
     names: dict[str, object] = {}
     exec(shorter, names)
     assert (folder / "out" / "result.json").is_file()
+
+
+def test_every_page_is_reached_from_here() -> None:
+    root = Path(__file__).parent.parent
+    named = set(re.findall(r"\]\((docs/[a-z-]+\.md)\)", README))
+    assert named == {str(page.relative_to(root)) for page in (root / "docs").glob("*.md")}
+    for page in (root / "docs").glob("*.md"):
+        for link in re.findall(r"\]\(([a-z-]+\.md)(?:#[a-z-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page.name} names {link}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from training.optimizer import build_optimizer
 from training.order import DataOrder, Order
 from training.prefetch import BatchesAhead
 from training.recomputation import recompute_layers
+from training.result import TrainResult, read_result, write_result
 from training.run_lock import only_process_in
 from training.run_log import RunLog
 from training.settings import TrainSettings, check_settings, deciding_settings
@@ -47,22 +46,6 @@ from training.update import Run, update
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
 
 Evaluate = Callable[[Decoder, int], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run has made.
-
-    final   : folder of the last checkpoint
-    tokens  : tokens read; flops : operations to train on them, see ModelConfig.flops_per_token
-    seconds : wall-clock time of the updates, over all attempts, without evaluations and checkpoints
-    """
-
-    final: Path
-    steps: int
-    tokens: int
-    flops: float
-    seconds: float
 
 
 def train(
@@ -104,7 +87,7 @@ def train(
     with ExitStack() as held:
         ranks.from_main(lambda: _claim(held, out, described))
         if ranks.from_main((out / "result.json").exists):
-            return _read_result(out)
+            return read_result(out)
         stop = held.enter_context(stop_requests())
         run = _begin(out, model_config, settings, described, init_from, ranks)
         if settings.distillation and isinstance(order, DataOrder):  # check_settings refuses others
@@ -143,8 +126,8 @@ def train(
             if log:
                 log.metrics(row)
             _after_update(run, settings, out, described, evaluate, log)
-        ranks.from_main(lambda: _finish(out, model_config, settings, log))
-        return _read_result(out)
+        ranks.from_main(lambda: write_result(out, model_config, settings, log))
+        return read_result(out)
 
 
 def _open_log(
@@ -261,27 +244,6 @@ def _begin(
         return Run(model, optimizer, None, 0, ranks, gradients)
     state, mean = restore_checkpoint(saved[max(saved)], described, model, optimizer)
     return Run(model, optimizer, mean, state.step, ranks, gradients)
-
-
-def _finish(out: Path, model_config: ModelConfig, settings: TrainSettings, log: RunLog | None) -> None:
-    assert log is not None
-    # The last checkpoint is in checkpoints/ by now, so nothing reads these any more, half deleted or not.
-    shutil.rmtree(out / "resume", ignore_errors=True)
-    tokens = settings.steps * settings.tokens_per_step
-    seconds = sum(settings.tokens_per_step / max(row["tokens_per_second"], 0.1) for row in log.rows())
-    record = {
-        "final": f"checkpoints/step-{settings.steps}",
-        "steps": settings.steps,
-        "tokens": tokens,
-        "flops": tokens * model_config.flops_per_token(settings.sequence_tokens),
-        "seconds": round(seconds, 3),
-    }
-    write_json(out / "result.json", record)
-
-
-def _read_result(out: Path) -> TrainResult:
-    record = read_json(out / "result.json")
-    return TrainResult(**(record | {"final": out / record["final"]}))
 
 
 def _describe(

@@ -101,5 +101,5 @@ def none_passed(source: str, table: pl.DataFrame, rule: LanguageRule) -> DataErr
     return DataError(
         f"No document of {source} passes `{rule}`; the most frequent are {', '.join(common)}",
         where=source,
-        remedy="Change `curation.languages`, or leave the source out",
+        remedy="Change `curation.language.languages`, or leave the source out",
     )

@@ -86,10 +86,13 @@ def print_budget(plans: Sequence[SourceBudget]) -> None:
     for model, spent in seconds.items():
         _line(f"  {model}: {_hours(spent)} of one processor thread, as measured on the pilot")
     known = [plan.flops for plan in plans if plan.flops is not None]
+    absent = list(dict.fromkeys(model for plan in plans for model in plan.flops_unknown))
+    without = f", without those of the {' and the '.join(absent)}, whose size is not known" if absent else ""
     if known:
-        _line(
-            f"  about {sum(known):.2g} FLOPs; {_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s"
-        )
+        gpu = f"{_hours(sum(known) / 1e14)} of a GPU that sustains 100 TFLOP/s"
+        _line(f"  about {sum(known):.2g} FLOPs{without}; {gpu}")
+    elif absent:
+        _line(f"  FLOPs are not known: nor is the size of the {' and the '.join(absent)}")
     for note in (note for plan in plans for note in plan.notes):
         _line(f"  {note}.")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from recipes.pipeline import Stage
 from recipes.schema import Recipe
-from recipes.stages.curating import RATERS, REPRESENTATIVE
-from recipes.stages.final import GRPO, MODEL, PRETRAIN, SFT
+from recipes.stages.curating import REPRESENTATIVE
+from recipes.stages.final import MODEL, PRETRAIN
 from recipes.stages.near_duplicates import NEAR_DUPLICATES
+from recipes.stages.post_training import GRPO, SFT
 from recipes.stages.probing import PROBES, TEST, TOKENS
 from recipes.stages.proxies import COMPARISON, DOMAIN_MODELS, LEAVE_ONE_OUT, PROXY_RUNS
+from recipes.stages.raters import RATERS
 from recipes.stages.text import DOCUMENTS, TOKENIZER
 from recipes.stages.weighing import INFLUENCE, MIXTURES, RECOMMENDATION
 

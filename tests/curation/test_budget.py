@@ -70,6 +70,8 @@ def test_known_numbers() -> None:
     # 400,000 are classified, 100,000 are asked about reasoning and 10,000 about the domain.
     assert plan.seconds == pytest.approx({"classifier": 4_000.0, "judge": 11_000.0})
     assert plan.flops == pytest.approx(400_000 * 1e9 + 110_000 * 1e10)
+    more = plan_budget("web", cuts, 1_000, costs=[*costs, Cost("embedder", "domain", 0.1)])
+    assert more.flops == plan.flops and more.flops_unknown == ("embedder",) and not plan.flops_unknown
     rate = {rate.name: rate for rate in plan.rates}["educational"]
     exact = binomtest(500, 2_000).proportion_ci(0.9, method="exact")
     assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high))

@@ -143,8 +143,9 @@ def test_near_copies_are_those_of_brute_force_with_their_similarity(tmp_path: Pa
 def test_the_result_does_not_depend_on_workers_or_shards(
     tmp_path: Path, workers: int, shard_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("curation.near_duplicates.FEW_DOCUMENTS", 100)
-    monkeypatch.setattr("curation.near_duplicates.FEW_SIGNATURES", 100)
+    for module in ("near_duplicates", "near_duplicate_candidates"):
+        monkeypatch.setattr(f"curation.{module}.FEW_DOCUMENTS", 100)
+    monkeypatch.setattr("curation.near_duplicate_candidates.FEW_SIGNATURES", 100)
     texts = varied(5, 120)
     places = write(tmp_path / "in", {"x": texts[:50], "y": texts[50:]})
     alone = find_near_duplicates(places, tmp_path / "alone", NearDuplicateSettings())

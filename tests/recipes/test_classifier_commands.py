@@ -18,7 +18,8 @@ from curation.rater_tokenizer import train_rater_tokenizer
 from recipes.cli import app
 from recipes.execute import open_run
 from recipes.plan import _notes
-from recipes.stages.curating import _judge, prompt_names
+from recipes.stages.curating import _judge
+from recipes.stages.raters import prompt_names
 from tests.curation.judges import make_judge
 from tests.curation.serving import serving
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from curation.budget import Cost, Cut, plan_budget
 from curation.cascade import CascadeSettings, Scorers, select_representative
+from curation.classifiers.language import LanguageRule
 from curation.documents import Document, write_documents
 from curation.educational import parse_rule
 from curation.errors import DataError
@@ -251,6 +252,26 @@ def test_the_budget_table_fits_and_says_no(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "cannot give 10,000" in " ".join(out.split()) and "GPU" in out and "None of the 10" in out
+
+
+def test_the_budget_counts_the_cut_by_language() -> None:
+    spoken = CascadeSettings(parse_rule("top 0.5"), language_of={"web": LanguageRule(("en",), 0.65)})
+    counts = {"read": 2_000, "language": 1_000, "educational": 500, "reasoning": 50, "domain": 5}
+    unique = {"documents": 2_000, "kept": 2_000}
+    cuts = pilot_cuts("web", unique, counts, spoken)[:3]
+    language = Cut("language", 2_000, 1_000)
+    assert cuts[1:] == [language, Cut("educational", 1_000, 500, share=0.5)]
+    assert plan_budget("web", cuts, 100).needed == 400, "100 / (.5 x .5)"
+    assert [cut.name for cut in pilot_cuts("other", unique, counts, spoken)][1] == "educational"
+
+
+def test_operations_that_are_not_known_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = [Cost("judge", "educational", 0.5, 1e12), Cost("embedder", "educational", 0.1)]
+    for given in (costs, costs[1:]):
+        print_budget([plan_budget("web", [Cut("educational", 100, 50)], 100, costs=given)])
+    both, none = " ".join(capsys.readouterr().out.split()).split("To end with")[1:]
+    assert "about 2e+14 FLOPs, without those of the embedder, whose size is not known; 2 seconds" in both
+    assert "FLOPs are not known: nor is the size of the embedder" in none
 
 
 def test_a_source_without_survivors_is_shown_too(folder: Path) -> None:
