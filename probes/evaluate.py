@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
+from probes.task_generation import score_generation
 from probes.task_items import TaskRows, items_of, rows_of
 from probes.task_record import Item, Task
 from probes.task_scoring import Loaded, score_task
@@ -46,6 +47,13 @@ class TaskResult:
         """The few metrics to show first. Letters are of equal length, so theirs is not normalised."""
         if "bits_per_byte" in self.metrics[form]:
             return ["bits_per_byte"]
+        if form == "generation":
+            measured = ("pass@", "maj@", "accuracy@")
+            return [
+                "accuracy",
+                *(name for name in self.metrics[form] if name.startswith(measured)),
+                "truncated",
+            ]
         return [
             f"accuracy_{'none' if form == 'letters' else self.described['normalization']}",
             "norm_correct_prob",
@@ -146,11 +154,6 @@ def _tasks(
             task = replace(task, data=str(data[task.name]))
         if task.name in shots:
             few = replace(few, data=str(shots[task.name]), subset=None)
-        if task.scoring == "generation":
-            raise RecipeError(
-                f"Task {task.name} asks for generated answers, which this command does not score",
-                where="tasks",
-            )
         loaded[index] = replace(task, fewshot=few)
     return loaded
 
@@ -201,7 +204,14 @@ def _finished(folder: Path, work: _Work) -> TaskResult | None:
 def _run(work: _Work, loaded: Loaded, out: str | Path | None, bar: Any) -> TaskResult:
     tables, metrics, counts = [], {}, {}
     for form, items in work.items.items():
-        table, metrics[form], counts[form] = score_task(work.task, form, items, loaded, bar.advance)
+        if work.task.scoring == "generation":
+            kept = None if out is None else Path(out) / work.task.name
+            seed = int(work.settings["seed"])
+            scored = score_generation(work.task, items, loaded.model, loaded.tokenizer, seed=seed, out=kept)
+            bar.advance(len(items))
+        else:
+            scored = score_task(work.task, form, items, loaded, bar.advance)
+        table, metrics[form], counts[form] = scored
         tables.append(table)
     records = pa.concat_tables(tables)
     described = {

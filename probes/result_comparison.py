@@ -87,6 +87,11 @@ def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Di
 
 
 def _by_id(result: TaskResult, form: str) -> dict[str, dict[str, Any]]:
+    if form == "generation":
+        correct: dict[str, list[bool]] = {}
+        for row in result.records.to_pylist():
+            correct.setdefault(row["id"], []).append(row["correct"])
+        return {name: {"accuracy": sum(found) / len(found)} for name, found in correct.items()}
     return {row["id"]: row for row in result.records.to_pylist() if row["form"] == form}
 
 
@@ -96,6 +101,8 @@ def _values(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarra
         size = np.array([row["bytes"] for row in rows], dtype=np.float64)
         return {"bits_per_byte": (np.array([row["nats"] for row in rows]) / math.log(2), size)}
     one = np.ones(len(rows))
+    if "accuracy" in rows[0]:
+        return {"accuracy": (np.array([row["accuracy"] for row in rows]), one)}
     right = {
         f"accuracy_{n}": np.array([row[f"picked_{n}"] == row["gold"] for row in rows], dtype=np.float64)
         for n in NORMALIZATIONS

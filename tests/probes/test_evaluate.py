@@ -192,3 +192,23 @@ def test_commands(
     shown = run(*given)
     assert "arc_easy" in shown and "acc per_char" in shown and "bits per byte" in shown
     assert "bits per byte" in run("eval-compare", str(written), str(written))
+
+
+def test_a_generation_task_is_sampled_judged_and_compared(folder: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(6)]
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "name: sums\nscoring: generation\nversion: 1\n"
+        f"data: {write_rows(tmp_path / 'sums.jsonl', rows)}\nprompt: 'Q {{question}} A'\ngold: '{{answer}}'\n"
+        "generation: {max_tokens: 4, samples: 3, temperature: 1.0, reward: exact, budgets: [2]}\n"
+    )
+    result = evaluate(folder, [task], out=tmp_path / "a", seed=1)["sums"]
+    metrics = result.metrics["generation"]
+    assert len(result.records) == 18 and result.described["counts"]["generation"]["items"] == 6
+    assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    assert {"pass@3", "maj@3", "accuracy@2", "truncated", "no_answer", "mean_tokens"} <= set(metrics)
+    assert evaluate(folder, [task], out=tmp_path / "a", seed=1)["sums"].reused
+    again = evaluate(folder, [task], out=tmp_path / "b", seed=1)["sums"]
+    assert again.records.equals(result.records)
+    (same,) = compare_results(tmp_path / "a", tmp_path / "b")
+    assert same.metric == "accuracy" and same.difference == 0 and same.headline

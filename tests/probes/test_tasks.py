@@ -29,6 +29,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "mmlu": {"question": " Which? ", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "law"},
     "gsm8k_gold_bpb": {"question": "1+1?", "answer": "2\n#### 2"},
     "math500_gold_bpb": {"unique_id": "u", "problem": "$1{+}1$", "solution": r"\boxed{2}"},
+    "gsm8k": {"question": "1+1?", "answer": "2\n#### 2"},
+    "math500": {"unique_id": "u", "problem": "$1{+}1$", "answer": "2"},
     "humaneval_gold_bpb": {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "    return {}\n"},
     "mbpp_gold_bpb": {"task_id": 1, "text": "Add", "code": "x", "test_list": ["a", "b", "c"]},
 }  # fmt: skip
