@@ -86,8 +86,9 @@ def plan_budget(
         pilot=cuts[0].reached if pilot is None else pilot,
         rates=rates,
         needed=None if needed is None else math.ceil(needed),
-        low=math.ceil(low),
-        high=None if needed is None else math.ceil(high),
+        # The posterior of few documents leans away from their own rates; the interval holds the estimate all the same.
+        low=math.ceil(low if needed is None else min(low, needed)),
+        high=None if needed is None else math.ceil(max(high, needed)),
         available=available,
         at_least=at_least,
         expected=expected,

@@ -137,3 +137,10 @@ def test_bad_settings() -> None:
         plan_budget("s", [Cut("a", 0, 0)])
     with pytest.raises(DataError, match="cannot have passed"):
         plan_budget("s", [Cut("a", 1, 2)])
+
+
+def test_the_interval_holds_the_estimate() -> None:
+    """A pilot of few documents, of which all passed, has a posterior below its own rate."""
+    found = plan_budget("s", [Cut("a", 40, 40), Cut("b", 40, 20, share=0.5)], 40)
+    assert found.needed is not None and found.high is not None
+    assert found.low <= found.needed <= found.high and found.needed == 80
