@@ -22,7 +22,7 @@ def only_process_in(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise MachineError(
-                "Another process is training into this folder",
+                "Another process is working in this folder",
                 where=str(out),
                 remedy="Wait for it, stop it, or choose another folder",
             ) from error
