@@ -1,0 +1,194 @@
+"""The mixtures that the methods propose from the search runs, and what each search cost.
+
+`mixtures.json`: by method its weights, the FLOPs of its search, and notes. A method that is there is kept as it
+is, so that target runs already made stay valid; methods that the package has gained since are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.study.corpora import CAPABILITIES, Corpora
+from benchmarks.study.influence import Benefits, load_benefits
+from benchmarks.study.runs import finished, probe_losses, uniform
+from benchmarks.study.shape import StudyShape
+from curation.atomic import read_json, write_json, write_text
+from curation.errors import MixwrightError
+from mixing.fit import METHODS, fit_mixture
+from mixing.influence import joint_benefit, positive_weights, trust_region_weights
+from mixing.influence.score import BENEFIT_SCHEMA
+from mixing.influence.weights import densities
+from mixing.leave_one_out import loo_weights
+
+PRECONDITIONER = "identity"  # of the mixtures made by influence: the package's default
+TRUST_STEP = 1.0
+SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix", "mixmin")
+
+Weights = dict[str, float]
+
+
+def propose_mixtures(out: Path, corpora: Corpora, shape: StudyShape) -> dict[str, Weights]:
+    """Weights by method, uniform among them."""
+    file = out / "mixtures.json"
+    known: dict[str, Any] = read_json(file) if file.exists() else {}
+    for name, (propose, flops) in _methods(out, corpora, shape).items():
+        if name in known:
+            continue
+        try:
+            weights = propose()
+        except MixwrightError as error:
+            print(f"{name} gives no mixture: {error}")
+            continue
+        known[name] = {"weights": weights, "search_flops": flops}
+    write_json(file, known)
+    return {name: entry["weights"] for name, entry in known.items()}
+
+
+def _methods(
+    out: Path, corpora: Corpora, shape: StudyShape
+) -> dict[str, tuple[Callable[[], Weights], float]]:
+    """By name: what proposes the weights, and the FLOPs of the runs and scores that it needs."""
+    proxies, references = finished(out, "proxies"), finished(out, "reference")
+    seed = shape.search_seeds[0]
+    cost = {name: r.flops + r.evaluation_flops for name, r in (references | proxies).items()}
+    total = {kind: sum(v for k, v in cost.items() if k.startswith(kind)) for kind in ("uniform", "loo", "random")}
+    total["domain"] = sum(v for k, v in cost.items() if k.startswith("domain"))
+    one_uniform = cost[f"uniform-seed{seed}"]
+    scored = load_benefits(out)
+    forward = 2.0 * shape.model.parameters()
+    spent = {
+        kind: forward * sum(b.forward_tokens for b in scored if b.reference.startswith(kind)) / 4
+        for kind in ("domain", f"uniform-seed{seed}")
+    }  # a quarter: four preconditioners were scored together, and a mixture uses one
+    domain, own = "domain", f"uniform-seed{seed}"
+    found: dict[str, tuple[Callable[[], Weights], float]] = {
+        "uniform": (lambda: uniform(corpora.sources), 0.0),
+        "proportional": (lambda: _proportional(corpora), 0.0),
+        "leave-one-out": (lambda: _left_out(out, shape), total["uniform"] + total["loo"]),
+        "influence-paper": (lambda: influence_weights(scored, domain), total["domain"] + spent[domain]),
+        "influence-uniform": (lambda: influence_weights(scored, own), one_uniform + spent[own]),
+        "influence-uniform-step": (
+            lambda: influence_weights(scored, own, bounded=True),
+            one_uniform + spent[own],
+        ),
+    }
+    tables = write_swarm(out, shape)
+    for name in SURROGATES:
+        if name in METHODS:
+            found[name] = (partial(_fitted, tables, name), total["random"] + one_uniform)
+    return found
+
+
+def _proportional(corpora: Corpora) -> Weights:
+    whole = sum(corpora.sizes.values())
+    return {name: size / whole for name, size in corpora.sizes.items()}
+
+
+def left_out_effects(out: Path, shape: StudyShape, split: str = "search") -> list[dict[str, Any]]:
+    """Rows `source, capability, seed, delta`: loss without the source minus loss with all, paired by seed."""
+    proxies, references = finished(out, "proxies"), finished(out, "reference")
+    rows = []
+    for seed in shape.search_seeds:
+        full = probe_losses(references[f"uniform-seed{seed}"])
+        for name, result in proxies.items():
+            if name.startswith("loo-without-") and result.run.seed == seed:
+                (source,) = (s for s, w in result.run.weights.items() if w == 0)
+                losses = probe_losses(result)
+                rows += [
+                    {"source": source, "capability": c, "seed": seed, "delta": losses[key] - full[key]}
+                    for c in CAPABILITIES
+                    for key in [f"{split}/{c}"]
+                ]
+    return rows
+
+
+def _left_out(out: Path, shape: StudyShape) -> Weights:
+    rows = left_out_effects(out, shape)
+    keys = sorted({(row["source"], row["capability"]) for row in rows})
+    means = [
+        {
+            "source": s,
+            "capability": c,
+            "delta": float(np.mean([r["delta"] for r in rows if (r["source"], r["capability"]) == (s, c)])),
+        }
+        for s, c in keys
+    ]
+    return loo_weights(means)
+
+
+def influence_weights(scored: list[Benefits], reference: str, *, bounded: bool = False) -> Weights:
+    """Eqs. 5 and 6 as the package makes them: checkpoints by step, capabilities alike; or the bounded step."""
+    tables = []
+    for b in scored:
+        if not b.reference.startswith(reference):
+            continue
+        own = b.reference.split("-")[1]
+        for capability in [own] if own in CAPABILITIES else CAPABILITIES:
+            tables.append(benefit_rows(b, capability))
+    rho = densities(joint_benefit(pa.concat_tables(tables), checkpoints="step"))
+    if bounded:
+        return trust_region_weights(uniform(rho), rho, TRUST_STEP)
+    return positive_weights(rho)
+
+
+def benefit_rows(b: Benefits, capability: str, preconditioner: str = PRECONDITIONER) -> pa.Table:
+    """The rows of one checkpoint and capability, as `mixing.influence.score` gives them."""
+    count = len(b.sources)
+    return pa.table(
+        [
+            [str(i) for i in range(count)],
+            b.sources.tolist(),
+            [capability] * count,
+            [b.reference.split("-")[0]] * count,
+            [b.step] * count,
+            b.tokens,
+            b.of(preconditioner, capability),
+        ],
+        schema=BENEFIT_SCHEMA,
+    )
+
+
+def write_swarm(out: Path, shape: StudyShape) -> tuple[Path, Path]:
+    """The random mixtures and the uniform one of the same seed as tables for `mixing.fit`, capabilities as metrics."""
+    seed = shape.search_seeds[0]
+    runs = {k: r for k, r in finished(out, "proxies").items() if k.startswith("random")}
+    runs[f"uniform-seed{seed}"] = finished(out, "reference")[f"uniform-seed{seed}"]
+    sources = sorted(next(iter(runs.values())).run.weights)
+    ratios = ["run_id,seed," + ",".join(sources)]
+    metrics = ["run_id," + ",".join(CAPABILITIES)]
+    for name, result in sorted(runs.items()):
+        losses = probe_losses(result)
+        ratios.append(f"{name},{seed}," + ",".join(repr(result.run.weights.get(s, 0.0)) for s in sources))
+        metrics.append(f"{name}," + ",".join(repr(losses[f"search/{c}"]) for c in CAPABILITIES))
+    files = out / "swarm" / "ratios.csv", out / "swarm" / "metrics.csv"
+    for file, lines in zip(files, (ratios, metrics), strict=True):
+        write_text(file, "\n".join(lines) + "\n")
+    return files
+
+
+def _fitted(tables: tuple[Path, Path], method: str) -> Weights:
+    return fit_mixture(*tables, method).weights
+
+
+def predicted_gain(out: Path, weights: Mapping[str, float], method: str) -> float | None:
+    """What a surrogate of the swarm says the mean capability loss gains over uniform; None for other methods."""
+    from mixing.fit.gaussian_process import fit_process
+    from mixing.fit.log_linear import fit_log_linear
+    from mixing.fit.tables import read_proxy_table
+
+    table = read_proxy_table(out / "swarm" / "ratios.csv", out / "swarm" / "metrics.csv")
+    points = np.array([[weights[s] for s in table.sources], [1 / len(table.sources)] * len(table.sources)])
+    fits = {"gaussian-process": fit_process, "log-linear": fit_log_linear}
+    if method not in fits:
+        return None
+    gains = []
+    for at in range(len(table.metrics)):
+        predicted = fits[method](table.weights, table.losses[:, at]).predict(points)
+        gains.append(float(predicted[1] - predicted[0]))
+    return float(np.mean(gains))
