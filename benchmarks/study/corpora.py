@@ -170,7 +170,10 @@ def word_grams(text: str) -> set[int]:
 
 def real_sources(corpora: Path) -> dict[str, Iterable[tuple[str, str]]]:
     """The shared corpora apart, the interpreter's library, and noise: ten sources."""
-    def rows(file: str, wanted: Callable[[str], bool] = lambda _: True, *, by_id: bool = False) -> Iterator[tuple[str, str]]:
+
+    def rows(
+        file: str, wanted: Callable[[str], bool] = lambda _: True, *, by_id: bool = False
+    ) -> Iterator[tuple[str, str]]:
         with gzip.open(corpora / f"{file}.jsonl.gz", "rt", encoding="utf-8") as handle:
             for line in handle:
                 row = json.loads(line)
@@ -192,7 +195,7 @@ def real_sources(corpora: Path) -> dict[str, Iterable[tuple[str, str]]]:
 
 
 def _joined(rows: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Chunks `origin#3` under the name of their file, so that a file is on one side; Metamath's huge files stay apart."""
+    """Chunks `origin#3` under the name of their file, which stands on one side; Metamath's huge files may be cut."""
     for origin, text in rows:
         yield (origin if "metamath" in origin else re.sub(r"#\d+$", "", origin)), text
 
@@ -208,12 +211,15 @@ def python_files() -> Iterator[tuple[str, str]]:
                 yield str(inside), text
 
 
-WORDS = (
-    "home news sports weather shop login register cart account search menu help about contact privacy terms cookies "
-    "settings accept reject subscribe newsletter share tweet like follow comments reply previous next top popular "
-    "latest deals sale offer free shipping returns careers press blog archive category tags video gallery events "
-    "jobs partners sitemap feedback support download app mobile desktop language english deutsch copyright reserved"
-).split()
+WORDS = tuple(
+    """
+    home news sports weather shop login register cart account search menu help about contact privacy
+    terms cookies settings accept reject subscribe newsletter share tweet like follow comments reply
+    previous next top popular latest deals sale offer free shipping returns careers press blog archive
+    category tags video gallery events jobs partners sitemap feedback support download app mobile
+    desktop language english deutsch copyright reserved
+    """.split()
+)
 SENTENCES = (
     "We use cookies to improve your experience on this site. By continuing you agree to our use of cookies.",
     "Sign up for our newsletter and never miss an update.",

@@ -105,7 +105,11 @@ def score_checkpoint(
     model = load_checkpoint_model(checkpoint, averaged=False)
     directions, spent = _directions(model, checkpoint, probes, samples, shape)
     benefit = np.zeros((len(samples), len(PRECONDITIONERS) * len(probes)))
-    loss, norm, tokens = np.zeros(len(samples)), np.zeros(len(samples)), np.zeros(len(samples), dtype=np.int64)
+    loss, norm, tokens = (
+        np.zeros(len(samples)),
+        np.zeros(len(samples)),
+        np.zeros(len(samples), dtype=np.int64),
+    )
     adapter = adapt(model)
     with scoring(adapter):
         for at, document in enumerate(samples):

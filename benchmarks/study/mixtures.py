@@ -20,7 +20,9 @@ from benchmarks.study.runs import finished, probe_losses, uniform
 from benchmarks.study.shape import StudyShape
 from curation.atomic import read_json, write_json, write_text
 from curation.errors import MixwrightError
-from mixing.fit import METHODS, fit_mixture
+from mixing.fit import METHODS, fit_mixture, read_proxy_table
+from mixing.fit.gaussian_process import fit_process
+from mixing.fit.log_linear import fit_log_linear
 from mixing.influence import joint_benefit, positive_weights, trust_region_weights
 from mixing.influence.score import BENEFIT_SCHEMA
 from mixing.influence.weights import densities
@@ -57,7 +59,9 @@ def _methods(
     proxies, references = finished(out, "proxies"), finished(out, "reference")
     seed = shape.search_seeds[0]
     cost = {name: r.flops + r.evaluation_flops for name, r in (references | proxies).items()}
-    total = {kind: sum(v for k, v in cost.items() if k.startswith(kind)) for kind in ("uniform", "loo", "random")}
+    total = {
+        kind: sum(v for k, v in cost.items() if k.startswith(kind)) for kind in ("uniform", "loo", "random")
+    }
     total["domain"] = sum(v for k, v in cost.items() if k.startswith("domain"))
     one_uniform = cost[f"uniform-seed{seed}"]
     scored = load_benefits(out)
@@ -176,19 +180,24 @@ def _fitted(tables: tuple[Path, Path], method: str) -> Weights:
     return fit_mixture(*tables, method).weights
 
 
-def predicted_gain(out: Path, weights: Mapping[str, float], method: str) -> float | None:
-    """What a surrogate of the swarm says the mean capability loss gains over uniform; None for other methods."""
-    from mixing.fit.gaussian_process import fit_process
-    from mixing.fit.log_linear import fit_log_linear
-    from mixing.fit.tables import read_proxy_table
-
+def surrogate_gain(out: Path, weights: Mapping[str, float], method: str) -> float:
+    """Loss of uniform minus that of `weights`, mean over capabilities, as laws fitted to the swarm say it."""
+    fit = {"gaussian-process": fit_process, "log-linear": fit_log_linear}[method]
     table = read_proxy_table(out / "swarm" / "ratios.csv", out / "swarm" / "metrics.csv")
     points = np.array([[weights[s] for s in table.sources], [1 / len(table.sources)] * len(table.sources)])
-    fits = {"gaussian-process": fit_process, "log-linear": fit_log_linear}
-    if method not in fits:
-        return None
-    gains = []
-    for at in range(len(table.metrics)):
-        predicted = fits[method](table.weights, table.losses[:, at]).predict(points)
-        gains.append(float(predicted[1] - predicted[0]))
-    return float(np.mean(gains))
+    predicted = [fit(table.weights, column).predict(points) for column in table.losses.T]
+    return float(np.mean([p[1] - p[0] for p in predicted]))
+
+
+def first_order_gain(out: Path, weights: Mapping[str, float], shape: StudyShape) -> float:
+    """The same by the tangent that leave-one-out measures at the uniform mixture.
+
+    Leaving source j out moves its weight by -1/m and the others' by 1 / (m (m - 1)), so with slopes that sum
+    to zero delta_j = -slope_j / (m - 1).
+    """
+    rows = left_out_effects(out, shape)
+    sources = sorted(weights)
+    mean = {s: float(np.mean([row["delta"] for row in rows if row["source"] == s])) for s in sources}
+    centred = np.array([mean[s] for s in sources]) - np.mean(list(mean.values()))
+    change = np.array([weights[s] - 1 / len(sources) for s in sources])
+    return float((len(sources) - 1) * (change @ centred))

@@ -92,7 +92,9 @@ def proxy_runs(corpora: Corpora, shape: StudyShape) -> list[ProxyRun]:
 def target_runs(mixtures: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[ProxyRun]:
     """Every mixture with one seed before any with the next."""
     return [
-        ProxyRun(f"{name}-seed{seed}", dict(mixtures[name]), seed) for seed in seeds for name in sorted(mixtures)
+        ProxyRun(f"{name}-seed{seed}", dict(mixtures[name]), seed)
+        for seed in seeds
+        for name in sorted(mixtures)
     ]
 
 
@@ -149,7 +151,15 @@ def write_runs(out: Path, corpora: Corpora) -> None:
             shares = [f"{result.run.weights.get(s, 0.0):.6g}" for s in corpora.sources]
             seconds = f"{result.cpu_seconds:.1f}"
             rows.append(
-                [group, name, result.run.seed, *costs, seconds, *shares, *(f"{losses[p]:.6f}" for p in probes)]
+                [
+                    group,
+                    name,
+                    result.run.seed,
+                    *costs,
+                    seconds,
+                    *shares,
+                    *(f"{losses[p]:.6f}" for p in probes),
+                ]
             )
     header = ["group", "run", "seed", "tokens", "flops", "evaluation_flops", "cpu_seconds"]
     text = io.StringIO()
