@@ -218,7 +218,7 @@ WORDS = tuple(
     previous next top popular latest deals sale offer free shipping returns careers press blog archive
     category tags video gallery events jobs partners sitemap feedback support download app mobile
     desktop language english deutsch copyright reserved
-    """.split()
+    """.split()  # noqa: SIM905
 )
 SENTENCES = (
     "We use cookies to improve your experience on this site. By continuing you agree to our use of cookies.",

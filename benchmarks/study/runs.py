@@ -2,6 +2,7 @@
 
     python -m benchmarks.study.runs --corpora FOLDER --out FOLDER [--until reference|proxies|influence|target]
 
+    trunk/      where the shape has one: the model that all other runs start from
     reference/  uniform (search seeds) and one domain model per capability, with checkpoints
     proxies/    leave-one-out (replaced tokens) and random mixtures
     influence/  see benchmarks.study.influence
@@ -32,10 +33,13 @@ from mixing.runs import ProxyResult, read_result, run_proxies
 from training.settings import TrainSettings
 
 GROUPS = ("reference", "proxies", "target")
+TRUNK_SEED = 100
 PHASES = ("reference", "proxies", "influence", "target")
 
 
-def study_settings(corpora: Corpora, shape: StudyShape, *, checkpoints: bool) -> ProxySettings:
+def study_settings(
+    corpora: Corpora, shape: StudyShape, *, checkpoints: bool, start: Path | None = None
+) -> ProxySettings:
     """What the runs share; with `checkpoints`, those of the reference models."""
     train = TrainSettings(
         sequence_tokens=shape.sequence,
@@ -58,7 +62,21 @@ def study_settings(corpora: Corpora, shape: StudyShape, *, checkpoints: bool) ->
         context=shape.sequence,
         stride=shape.sequence,
         keep="all" if checkpoints else "none",
+        init_from=start,
     )
+
+
+def make_trunk(out: Path, corpora: Corpora, shape: StudyShape) -> Path | None:
+    """Train the trunk, if there is to be one; its last checkpoint."""
+    if not shape.trunk_steps:
+        return None
+    settings = study_settings(corpora, shape, checkpoints=False)
+    train = replace(
+        settings.train, steps=shape.trunk_steps, schedule="constant", warmup_steps=1 + shape.trunk_steps // 50
+    )
+    run = ProxyRun("trunk", uniform(corpora.sources), TRUNK_SEED)
+    run_proxies([run], replace(settings, train=train, keep="weights"), out / "trunk", workers=0)
+    return out / "trunk" / "trunk" / "train" / "checkpoints" / f"step-{shape.trunk_steps}"
 
 
 def uniform(sources: Iterable[str]) -> dict[str, float]:
@@ -119,7 +137,8 @@ def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: 
 
 
 def make(out: Path, group: str, runs: list[ProxyRun], corpora: Corpora, shape: StudyShape) -> None:
-    settings = study_settings(corpora, shape, checkpoints=group == "reference")
+    start = make_trunk(out, corpora, shape)
+    settings = study_settings(corpora, shape, checkpoints=group == "reference", start=start)
     run_proxies(runs, settings, out / group, workers=0, description=f"{group} runs")
     write_runs(out, corpora)
 
@@ -172,7 +191,7 @@ def write_runs(out: Path, corpora: Corpora) -> None:
 def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="full")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="scratch")
     return parser
 
 
@@ -185,7 +204,9 @@ def main() -> None:
     shape = SHAPES[options.shape]
     if options.target_seeds is not None:
         shape = replace(shape, target_seeds=shape.target_seeds[: options.target_seeds])
-    run_study(options.out, shape, None if options.shape == "tiny" else options.corpora, options.until)
+    run_study(
+        options.out, shape, None if options.shape.startswith("tiny") else options.corpora, options.until
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How large the study is: model, training, numbers of runs. `full` is what was run, `tiny` is for tests."""
+"""How large the study is: model, training, numbers of runs. `tiny` is for tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.study.corpora import CorpusShape
 from training.model import ModelConfig
@@ -12,6 +12,8 @@ from training.model import ModelConfig
 class StudyShape:
     """Sizes of everything.
 
+    trunk_steps : 0 = runs start from drawn weights; else from a model trained so long on the uniform mixture at
+                  the full rate, and the runs are branches in which the rate falls to zero
     steps, batch, learning_rate : of every run; the rate falls linearly to zero, so the last weights are an average
     search_seeds  : of leave-one-out and its baseline; the first is also that of random mixtures and domain models
     target_seeds  : of the runs that compare mixtures; none of them is a search seed
@@ -22,13 +24,14 @@ class StudyShape:
 
     model: ModelConfig
     corpora: CorpusShape = field(default_factory=CorpusShape)
+    trunk_steps: int = 0
     steps: int = 300
     batch: int = 8
     sequence: int = 256
     learning_rate: float = 1e-2
     precision: str = "bfloat16"
     search_seeds: tuple[int, ...] = (0, 1)
-    target_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15)
+    target_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16, 17, 18)
     random: int = 20
     checkpoints: int = 10
     documents: int = 60
@@ -54,7 +57,8 @@ def _model(dim: int, layers: int, heads: int, ffn: int, vocabulary: int, sequenc
 
 
 SHAPES = {
-    "full": StudyShape(_model(64, 3, 3, 192, 2048, 256)),
+    "scratch": StudyShape(_model(64, 3, 3, 192, 2048, 256)),
+    "branch": StudyShape(_model(64, 3, 3, 192, 2048, 256), trunk_steps=1000, steps=100, learning_rate=6e-3, random=16),
     "tiny": StudyShape(
         _model(16, 1, 1, 16, 512, 32),
         CorpusShape(vocabulary=512, piece=120, share=1.0, probe_bytes=1500, tokenizer_bytes=4000),
@@ -70,3 +74,4 @@ SHAPES = {
         precision="float32",
     ),
 }
+SHAPES["tiny-branch"] = replace(SHAPES["tiny"], trunk_steps=4)
