@@ -130,9 +130,15 @@ def source_densities(
 
 def correlation(left: np.ndarray, right: np.ndarray, *, ranks: bool = True) -> float:
     """Spearman's or Pearson's; 0 where one side is constant."""
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
-        return 0.0
-    return float((stats.spearmanr if ranks else stats.pearsonr)(left, right)[0])
+    return float(row_correlations(left[None], right[None], ranks=ranks)[0])
+
+
+def row_correlations(left: np.ndarray, right: np.ndarray, *, ranks: bool = True) -> np.ndarray:
+    """Spearman's or Pearson's correlation of each row of [n, m] with the same row of the other, [n]."""
+    a, b = (stats.rankdata(v, axis=1) if ranks else v for v in (left, right))
+    a, b = (v - v.mean(axis=1, keepdims=True) for v in (a, b))
+    size = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > 0)
 
 
 def partial_correlation(left: np.ndarray, right: np.ndarray, given: np.ndarray) -> float:
@@ -140,7 +146,7 @@ def partial_correlation(left: np.ndarray, right: np.ndarray, given: np.ndarray) 
     a, b, g = (stats.rankdata(v) for v in (left, right, given))
     design = np.column_stack([np.ones_like(g), g])
     rest = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (a, b)]
-    return correlation(rest[0], rest[1], ranks=False) if all(np.ptp(r) > 1e-9 for r in rest) else 0.0
+    return correlation(rest[0], rest[1], ranks=False) if min(np.ptp(r) for r in rest) > 1e-9 else 0.0
 
 
 def left_out_agreement(rho: np.ndarray, truth: Truth, at: int, *, seed: int = 0) -> dict[str, object]:
@@ -153,9 +159,8 @@ def left_out_agreement(rho: np.ndarray, truth: Truth, at: int, *, seed: int = 0)
     draws = len(rho) - 1
     noise = rng.standard_normal((draws, len(truth.sources))) * truth.spread[at]
     picks = rng.integers(0, len(truth.sources), size=(draws, len(truth.sources)))
-    sampled = np.array(
-        [correlation(rho[1 + d][picks[d]], (truth.delta[:, at] + noise[d])[picks[d]]) for d in range(draws)]
-    )
+    rows = np.arange(draws)[:, None]
+    sampled = row_correlations(rho[1:][rows, picks], (truth.delta[:, at] + noise)[rows, picks])
     return {
         "spearman": correlation(rho[0], truth.delta[:, at]),
         "pearson": correlation(rho[0], truth.delta[:, at], ranks=False),
@@ -177,7 +182,7 @@ def mixture_agreement(
         "lds": correlation(predicted, actual),
         "lds_pearson": correlation(predicted, actual, ranks=False),
         "lds_partial": partial_correlation(predicted, actual, truth.shares @ own),
-        "lds_draws": np.array([correlation(predicted[p], actual[p]) for p in picks]),
+        "lds_draws": row_correlations(predicted[picks], actual[picks]),
     }
 
 

@@ -29,7 +29,7 @@ from benchmarks.study.agreement import (
 from benchmarks.study.corpora import NOISE, Corpora
 from benchmarks.study.influence import load_benefits
 from benchmarks.study.runs import arguments
-from benchmarks.study.shape import SHAPES
+from benchmarks.study.shape import SHAPES, StudyShape
 from benchmarks.study.trivial import trivial_scores
 from curation.atomic import write_text
 from mixing.influence.directions import PRECONDITIONERS
@@ -189,23 +189,23 @@ def truth_csv(truth: Truth, test: Truth) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_fidelity(out: Path, shape: StudyShape, results: Path, *, draws: int = DRAWS) -> None:
+    """All tables of a study that is done, with scores of all reference models that have been scored."""
+    corpora, scored = Corpora(out / "corpora"), load_benefits(out)
+    truth = read_truth(out, corpora, shape)
+    test = read_truth(out, corpora, shape, "test")
+    rates = read_rates(corpora, shape)
+    kinds = sorted({b.reference for b in scored if not b.reference.startswith("domain")})
+    rows = [evaluate_scheme(s, scored, truth, rates, draws) for s in schemes(["domain", *kinds])]
+    write_page(results, rows, trivial_scores(out, corpora, shape, scored, truth), truth, test)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--draws", type=int, default=DRAWS)
     options = parser.parse_args()
-    shape, out = SHAPES[options.shape], options.out
-    corpora = Corpora(out / "corpora")
-    scored = load_benefits(out)
-    truth = read_truth(out, corpora, shape)
-    test = read_truth(out, corpora, shape, "test")
-    rates = read_rates(corpora, shape)
-    kinds = {b.reference for b in scored}
-    names = [f"uniform-seed{s}" for s in shape.search_seeds if f"uniform-seed{s}" in kinds]
-    references = ["domain", *names]
-    rows = [evaluate_scheme(s, scored, truth, rates, options.draws) for s in schemes(references)]
-    trivial = trivial_scores(out, corpora, shape, scored, truth)
-    write_page(options.results or out, rows, trivial, truth, test)
+    write_fidelity(options.out, SHAPES[options.shape], options.results or options.out, draws=options.draws)
 
 
 if __name__ == "__main__":

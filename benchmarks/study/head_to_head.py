@@ -20,7 +20,7 @@ from scipy import stats
 
 from benchmarks.measure import machine, table
 from benchmarks.study.corpora import CAPABILITIES, NOISE, Corpora
-from benchmarks.study.mixtures import first_order_gain, surrogate_gain
+from benchmarks.study.mixtures import first_order_gain, surrogate_gains
 from benchmarks.study.runs import arguments, finished, probe_losses
 from benchmarks.study.shape import SHAPES, StudyShape
 from curation.atomic import read_json, write_text
@@ -125,20 +125,18 @@ def prediction_table(
     out: Path, shape: StudyShape, rows: Sequence[Compared], proposed: Mapping[str, Any], base: float
 ) -> str:
     """What the search promised, in percent of the uniform loss, beside what came of it."""
-    lines = []
-    for row in rows:
-        if row.name not in proposed:
-            continue
-        weights = proposed[row.name]["weights"]
-        promised = {
-            "first order, leave-one-out": first_order_gain(out, weights, shape),
-            "Gaussian process": surrogate_gain(out, weights, "gaussian-process"),
-            "log-linear": surrogate_gain(out, weights, "log-linear"),
-        }
-        cells = [f"{-100 * value / base:+.2f}" for value in promised.values()]
-        lines.append([row.name, *cells, f"{100 * row.mean.mean():+.2f}"])
-        names = list(promised)
-    return table(["mixture", *names, "realised"], lines)
+    mixtures = {row.name: proposed[row.name]["weights"] for row in rows if row.name in proposed}
+    promised = {
+        "first order, leave-one-out": {n: first_order_gain(out, w, shape) for n, w in mixtures.items()},
+        "Gaussian process": surrogate_gains(out, mixtures, "gaussian-process"),
+        "log-linear": surrogate_gains(out, mixtures, "log-linear"),
+    }
+    realised = {row.name: f"{100 * row.mean.mean():+.2f}" for row in rows}
+    lines = [
+        [name, *(f"{-100 * gains[name] / base:+.2f}" for gains in promised.values()), realised[name]]
+        for name in mixtures
+    ]
+    return table(["mixture", *promised, "realised"], lines)
 
 
 def weight_table(proposed: Mapping[str, Any], sources: Sequence[str]) -> str:
@@ -159,21 +157,16 @@ def score_csv(scores: Mapping[str, Mapping[int, Mapping[str, float]]], split: st
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--results", type=Path)
-    options = parser.parse_args()
-    shape, out = SHAPES[options.shape], options.out
-    folder, corpora = options.results or out, Corpora(out / "corpora")
-    proposed = read_json(out / "mixtures.json")
+def write_comparison(out: Path, shape: StudyShape, results: Path) -> None:
+    """All tables of the target runs, on the seeds that every mixture has."""
+    corpora, proposed = Corpora(out / "corpora"), read_json(out / "mixtures.json")
     scores = {split: read_scores(out, split) for split in ("test", "search")}
     rows = compare_all(scores["test"], "uniform")
     run_flops = next(iter(finished(out, "target").values())).flops
     base = float(np.mean([list(found.values()) for found in scores["test"]["uniform"].values()]))
-    seeds = len(rows[0].mean)
     text = "\n".join(
         [
-            f"## Against uniform, {seeds} paired seeds, text that the search has not seen\n",
+            f"## Against uniform, {len(rows[0].mean)} paired seeds, text that the search has not seen\n",
             comparison_table(rows, proposed, run_flops),
             "## The same on the text of the search\n",
             comparison_table(compare_all(scores["search"], "uniform"), proposed, run_flops),
@@ -184,11 +177,16 @@ def main() -> None:
             f"A target run: {run_flops:.3g} FLOPs. {machine('torch', 'scipy')}\n",
         ]
     )
-    write_text(folder / "head_to_head.md", text)
-    write_text(folder / "head_to_head.csv", score_csv(scores["test"], "test"))
+    write_text(results / "head_to_head.md", text)
+    write_text(results / "head_to_head.csv", score_csv(scores["test"], "test"))
     print(text)
-    if len(shape.target_seeds) > seeds:
-        print(f"{len(shape.target_seeds) - seeds} of the planned seeds are not complete and left out")
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    write_comparison(options.out, SHAPES[options.shape], options.results or options.out)
 
 
 if __name__ == "__main__":

@@ -180,13 +180,14 @@ def _fitted(tables: tuple[Path, Path], method: str) -> Weights:
     return fit_mixture(*tables, method).weights
 
 
-def surrogate_gain(out: Path, weights: Mapping[str, float], method: str) -> float:
-    """Loss of uniform minus that of `weights`, mean over capabilities, as laws fitted to the swarm say it."""
+def surrogate_gains(out: Path, mixtures: Mapping[str, Weights], method: str) -> dict[str, float]:
+    """Loss of uniform minus that of each mixture, mean over capabilities, as laws fitted to the swarm say it."""
     fit = {"gaussian-process": fit_process, "log-linear": fit_log_linear}[method]
     table = read_proxy_table(out / "swarm" / "ratios.csv", out / "swarm" / "metrics.csv")
-    points = np.array([[weights[s] for s in table.sources], [1 / len(table.sources)] * len(table.sources)])
-    predicted = [fit(table.weights, column).predict(points) for column in table.losses.T]
-    return float(np.mean([p[1] - p[0] for p in predicted]))
+    points = np.array([[mixture[s] for s in table.sources] for mixture in mixtures.values()])
+    points = np.vstack([points, np.full(len(table.sources), 1 / len(table.sources))])
+    predicted = np.mean([fit(table.weights, column).predict(points) for column in table.losses.T], axis=0)
+    return dict(zip(mixtures, (predicted[-1] - predicted[:-1]).tolist(), strict=True))
 
 
 def first_order_gain(out: Path, weights: Mapping[str, float], shape: StudyShape) -> float:

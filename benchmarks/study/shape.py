@@ -58,7 +58,9 @@ def _model(dim: int, layers: int, heads: int, ffn: int, vocabulary: int, sequenc
 
 SHAPES = {
     "scratch": StudyShape(_model(64, 3, 3, 192, 2048, 256)),
-    "branch": StudyShape(_model(64, 3, 3, 192, 2048, 256), trunk_steps=1000, steps=100, learning_rate=6e-3, random=16),
+    "branch": StudyShape(
+        _model(64, 3, 3, 192, 2048, 256), trunk_steps=1000, steps=100, learning_rate=6e-3, random=16
+    ),
     "tiny": StudyShape(
         _model(16, 1, 1, 16, 512, 32),
         CorpusShape(vocabulary=512, piece=120, share=1.0, probe_bytes=1500, tokenizer_bytes=4000),

@@ -76,6 +76,6 @@ def regression_agreement(truth: Truth, at: int) -> dict[str, float]:
         centre, mean = shares[rest].mean(axis=0), actual[rest].mean()
         x = shares[rest] - centre
         ridge = 1e-3 * np.trace(x.T @ x) / x.shape[1] * np.eye(x.shape[1])
-        slope = np.linalg.solve(x.T @ x + ridge, x.T @ (actual[rest] - mean))
+        slope = np.linalg.lstsq(x.T @ x + ridge, x.T @ (actual[rest] - mean), rcond=None)[0]
         predicted[left] = mean + (shares[left] - centre) @ slope
     return {"lds": correlation(predicted, actual), "lds_pearson": correlation(predicted, actual, ranks=False)}
