@@ -30,7 +30,7 @@ from mixing.leave_one_out import loo_weights
 
 PRECONDITIONER = "identity"  # of the mixtures made by influence: the package's default
 TRUST_STEP = 1.0
-SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix", "mixmin")
+SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix", "posterior")
 
 Weights = dict[str, float]
 
@@ -82,10 +82,11 @@ def _methods(
             one_uniform + spent[own],
         ),
     }
-    tables = write_swarm(out, shape)
     for name in SURROGATES:
         if name in METHODS:
-            found[name] = (partial(_fitted, tables, name), total["random"] + one_uniform)
+            found[name] = (partial(_fitted, write_swarm(out, shape), name), total["random"] + one_uniform)
+    everything = partial(_fitted, write_swarm(out, shape, left_out=True), "gaussian-process")
+    found["gaussian-process-all-runs"] = everything, total["random"] + total["uniform"] + total["loo"]
     return found
 
 
@@ -158,19 +159,26 @@ def benefit_rows(b: Benefits, capability: str, preconditioner: str = PRECONDITIO
     )
 
 
-def write_swarm(out: Path, shape: StudyShape) -> tuple[Path, Path]:
-    """The random mixtures and the uniform one of the same seed as tables for `mixing.fit`, capabilities as metrics."""
-    seed = shape.search_seeds[0]
-    runs = {k: r for k, r in finished(out, "proxies").items() if k.startswith("random")}
-    runs[f"uniform-seed{seed}"] = finished(out, "reference")[f"uniform-seed{seed}"]
+def write_swarm(out: Path, shape: StudyShape, *, left_out: bool = False) -> tuple[Path, Path]:
+    """Runs as tables for `mixing.fit`, capabilities as metrics.
+
+    The random mixtures and the uniform one of the same seed; with `left_out` also those without a source, and
+    all seeds.
+    """
+    kinds = ("random", "loo") if left_out else ("random",)
+    runs = {name: run for name, run in finished(out, "proxies").items() if name.startswith(kinds)}
+    seeds = shape.search_seeds if left_out else shape.search_seeds[:1]
+    uniforms = finished(out, "reference")
+    runs |= {f"uniform-seed{seed}": uniforms[f"uniform-seed{seed}"] for seed in seeds}
     sources = sorted(next(iter(runs.values())).run.weights)
     ratios = ["run_id,seed," + ",".join(sources)]
     metrics = ["run_id," + ",".join(CAPABILITIES)]
     for name, result in sorted(runs.items()):
-        losses = probe_losses(result)
-        ratios.append(f"{name},{seed}," + ",".join(repr(result.run.weights.get(s, 0.0)) for s in sources))
+        losses, weights = probe_losses(result), result.run.weights
+        ratios.append(f"{name},{result.run.seed}," + ",".join(repr(weights.get(s, 0.0)) for s in sources))
         metrics.append(f"{name}," + ",".join(repr(losses[f"search/{c}"]) for c in CAPABILITIES))
-    files = out / "swarm" / "ratios.csv", out / "swarm" / "metrics.csv"
+    folder = out / ("swarm-all" if left_out else "swarm")
+    files = folder / "ratios.csv", folder / "metrics.csv"
     for file, lines in zip(files, (ratios, metrics), strict=True):
         write_text(file, "\n".join(lines) + "\n")
     return files
