@@ -65,10 +65,18 @@ class Truth:
     @property
     def spread(self) -> np.ndarray:
         """Standard error of `delta` by capability, from the seeds' differences pooled over the sources."""
-        seeds = self.deltas.shape[0]
+        return self._pooled(self.deltas)
+
+    @property
+    def spread_between(self) -> np.ndarray:
+        """The same without what all sources of a seed share, the noise of its baseline, which orders nothing."""
+        return self._pooled(self.deltas - self.deltas.mean(axis=1, keepdims=True))
+
+    def _pooled(self, deltas: np.ndarray) -> np.ndarray:
+        seeds = len(deltas)
         if seeds < 2:
             return np.zeros(len(self.capabilities))
-        return np.sqrt(self.deltas.var(axis=0, ddof=1).mean(axis=0) / seeds)
+        return np.sqrt(deltas.var(axis=0, ddof=1).mean(axis=0) / seeds)
 
 
 def schemes(references: Sequence[str]) -> list[Scheme]:
@@ -157,7 +165,7 @@ def left_out_agreement(rho: np.ndarray, truth: Truth, at: int, *, seed: int = 0)
     """
     rng = np.random.default_rng([seed, at])
     draws = len(rho) - 1
-    noise = rng.standard_normal((draws, len(truth.sources))) * truth.spread[at]
+    noise = rng.standard_normal((draws, len(truth.sources))) * truth.spread_between[at]
     picks = rng.integers(0, len(truth.sources), size=(draws, len(truth.sources)))
     rows = np.arange(draws)[:, None]
     sampled = row_correlations(rho[1:][rows, picks], (truth.delta[:, at] + noise)[rows, picks])

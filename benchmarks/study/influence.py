@@ -23,8 +23,10 @@ from curation.atomic import replacing
 from curation.documents import read_documents
 from mixing.influence.adapters import adapt, scoring
 from mixing.influence.checkpoints import choose_samples
+from mixing.influence.datainf import datainf_directions
 from mixing.influence.directions import PRECONDITIONERS, load_adam_moments, probe_directions
 from mixing.influence.documents import BatchPlan, SampleDocument, spread_over_sources
+from mixing.influence.ekfac import ekfac_directions
 from mixing.influence.explicit import weighted_gradient
 from probes.likelihood import TokenizedDocument, tokenize_documents
 from training.checkpoint import list_checkpoints, load_checkpoint_model
@@ -80,7 +82,8 @@ def score_references(out: Path, corpora: Corpora, shape: StudyShape, seeds: Sequ
         for folder in _references(out, seeds):
             capability = folder.name.split("-")[1]
             members = CAPABILITIES.get(capability, tuple(probes))
-            for step, checkpoint in sorted(list_checkpoints(folder / "train" / "checkpoints").items()):
+            checkpoints = sorted(list_checkpoints(folder / "train" / "checkpoints").items())
+            for step, checkpoint in checkpoints[1::2] if capability in CAPABILITIES else checkpoints:
                 file = out / "influence" / f"{folder.name}-step-{step}.npz"
                 if not file.exists():
                     score_checkpoint(file, checkpoint, {m: probes[m] for m in members}, samples, shape)
@@ -155,23 +158,30 @@ def _directions(
     moments = load_adam_moments(checkpoint)
     curvature = [samples[i] for i in spread_over_sources(samples, shape.curvature_documents)]
     order = list(adapt(model).named())
-    rows, spent = [], 0.0
-    for preconditioner in PRECONDITIONERS:
-        found = probe_directions(
-            model,
-            probes,
-            preconditioner,
-            moments=moments,
-            curvature=curvature,
-            context=shape.sequence,
-        )
-        for name, direction in found.items():
-            documents = probes[name]
-            scale = direction.probe_tokens / sum(d.bytes for d in documents) / log(2)
-            vectors = direction.vectors
-            rows.append(scale * torch.cat([_own(vectors, parameter).flatten() for parameter in order]))
-            spent += direction.forward_tokens
+    scales = {name: _bits_per_byte(documents) for name, documents in probes.items()}
+    plain = probe_directions(model, probes, context=shape.sequence)
+    gradients = {name: direction.vectors for name, direction in plain.items()}
+    adapter = adapt(model)
+    datainf, datainf_cost = datainf_directions(adapter, gradients, curvature, context=shape.sequence)
+    ekfac, ekfac_cost = ekfac_directions(adapter, gradients, curvature, context=shape.sequence)
+    found = {
+        "identity": gradients,
+        "adam": {name: moments.precondition(g) for name, g in gradients.items()},
+        "datainf": datainf,
+        "ekfac": ekfac,
+    }
+    spent = sum(d.forward_tokens for d in plain.values()) + datainf_cost + ekfac_cost
+    rows = [
+        scales[name] * torch.cat([_own(found[p][name], parameter).flatten() for parameter in order])
+        for p in PRECONDITIONERS
+        for name in probes
+    ]
     return torch.stack(rows), spent
+
+
+def _bits_per_byte(documents: Sequence[TokenizedDocument]) -> float:
+    """What a nat per token of these documents is in bits per byte."""
+    return sum(len(d.ids) - 1 for d in documents) / sum(d.bytes for d in documents) / log(2)
 
 
 def _own(vectors: Mapping[str, torch.Tensor], parameter: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ class StudyShape:
     search_seeds  : of leave-one-out and its baseline; the first is also that of random mixtures and domain models
     target_seeds  : of the runs that compare mixtures; none of them is a search seed
     random        : mixtures drawn from a flat Dirichlet
-    checkpoints   : of the reference models that influence is measured with
+    checkpoints   : of the reference models that influence is measured with; of domain models every second is scored
     documents     : of each source that are scored
     """
 
@@ -34,8 +34,8 @@ class StudyShape:
     target_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16, 17, 18)
     random: int = 20
     checkpoints: int = 10
-    documents: int = 60
-    curvature_documents: int = 60
+    documents: int = 20
+    curvature_documents: int = 20
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ SMALL = replace(
     search_seeds=(0,),
     target_seeds=(10,),
     random=2,
-    checkpoints=1,
+    checkpoints=2,
     documents=2,
     steps=2,
 )
@@ -162,7 +162,7 @@ def test_scores_are_those_of_the_package(study: Path) -> None:
     probe = tokenize_documents(text, load_tokenizer(corpora.tokenizer))
     directions = probe_directions(model, {"wiki": probe}, context=SMALL.sequence)
     expected = score(model, samples, directions, engine="explicit", context=SMALL.sequence, windows="all")
-    (own,) = (b for b in load_benefits(study) if b.reference == "uniform-seed0")
+    (own,) = (b for b in load_benefits(study) if (b.reference, b.step) == ("uniform-seed0", 2))
     scale = directions["wiki"].probe_tokens / sum(d.bytes for d in probe) / np.log(2)
     assert own.of("identity", "wiki") == pytest.approx(scale * expected.benefit[:, 0], rel=1e-4)
     assert own.tokens.tolist() == expected.tokens.tolist()
