@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from recipes.executor_settings import ExecutorSettings
 from recipes.settings import Count, Name, Positive, Settings, Share
 
 Method = Literal["uniform", "proportional", "influence", "leave_one_out"]
@@ -64,6 +65,12 @@ class ProxySettings(OptimisationSettings):
     """Tokens of one run."""
     evaluations: Count = 4
     """Evenly spaced moments, the last step included, at which the probes are measured."""
+    match_repetition: bool = False
+    """Cut every source to the share (proxy tokens) / (final tokens), so that a mixture repeats its sources as often in
+    a proxy run as in the final training; otherwise a small source looks better than it is."""
+    executor: ExecutorSettings | None = None
+    """Where proxy runs are made: a task of its own for each, on a Ray cluster or as a Slurm array. Absent: in processes
+    of this machine. The numbers do not depend on it."""
 
 
 class LeaveOneOutSettings(Settings):
