@@ -46,6 +46,7 @@ def main() -> None:
     # They add their commands.
     from recipes.cli import (  # noqa: F401
         classifying,
+        comparing,
         curating,
         evaluating,
         exporting,

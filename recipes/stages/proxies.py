@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from curation.atomic import write_json
 from curation.scoring.runners import open_runner
-from mixing.comparison import compare, plan_comparison
+from mixing.comparison import compare_tables, plan_comparison
 from mixing.leave_one_out import analyse_leave_one_out, plan_leave_one_out, write_leave_one_out
 from mixing.mixture import make_mixture, read_mixture
 from mixing.runs import ProxyResult, ProxyRun, ProxySettings, evaluation_steps, read_evaluation, run_proxies
-from probes.intervals import bits_per_byte
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
 from recipes.stages.training_setup import (
@@ -167,22 +168,26 @@ def _comparison(run: Run) -> Spent:
     mixtures: dict[str, dict[str, float]] = {
         name: read_mixture(run.path("mixtures", name, "mixture.json")).weights for name in settings.mixtures
     }
-    runs = plan_comparison(mixtures, settings.seeds)
-    folder = run.path("comparison")
+    return compare_mixtures(run, mixtures, settings.seeds, run.path("comparison"))
+
+
+def compare_mixtures(
+    run: Run, mixtures: Mapping[str, Mapping[str, float]], seeds: Sequence[int], folder: Path
+) -> Spent:
+    """Train mixtures with paired seeds into `folder`, and compare them on the test sets and on the probes."""
+    runs = plan_comparison(mixtures, seeds)
     shared = proxy_settings(run, checkpoints=0, test=True)
     results = _make_runs(run, list(runs.values()), shared, folder / "runs", "comparing mixtures")
-    scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {"test": {}, "probes": {}}
+    tables: dict[str, dict[str, dict[int, dict[str, pa.Table]]]] = {"test": {}, "probes": {}}
     for (name, seed), proxy in runs.items():
-        tables = read_evaluation(
-            folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1]
-        )
+        step = evaluation_steps(folder / "runs", proxy.run_id)[-1]
+        found = read_evaluation(folder / "runs", proxy.run_id, step)
         for kind, prefix in (("test", "test-"), ("probes", "")):
-            scores[kind].setdefault(name, {})[seed] = {
-                capability: bits_per_byte(tables[prefix + capability])
-                for capability in run.recipe.capabilities
+            tables[kind].setdefault(name, {})[seed] = {
+                capability: found[prefix + capability] for capability in run.recipe.capabilities
             }
-    write_json(folder / "comparison.json", compare(scores["test"], mixtures=mixtures))
-    write_json(folder / "on_probes.json", compare(scores["probes"], mixtures=mixtures))
+    write_json(folder / "comparison.json", compare_tables(tables["test"], mixtures=mixtures))
+    write_json(folder / "on_probes.json", compare_tables(tables["probes"], mixtures=mixtures))
     return spent_by(results)
 
 

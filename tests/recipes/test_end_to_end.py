@@ -181,3 +181,21 @@ def test_a_step_of_the_training_is_listed_with_ranks_and_texts(finished: Path) -
     assert "Rank" in shown.stdout and all(len(line) <= 80 for line in shown.stdout.splitlines())
     rows = json.loads(mixwright("data", "show", str(finished), "--step", "0", "--json").stdout)
     assert all(document["text"] for row in rows for document in row["documents"])
+
+
+def test_given_mixtures_are_compared_with_uniform(finished: Path) -> None:
+    recipe = str(finished.parent / "miniature.yaml")
+    given = ("--mixtures", f"mine={finished / 'mixtures' / 'influence' / 'mixture.json'}")
+    seeds = ("--seed", "7", "--seed", "8")
+    result = mixwright("compare", recipe, "--out", str(finished), *given, *seeds, "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["seeds"] == [7, 8] and set(record["mixtures"]) == {"uniform", "mine"}
+    assert {row["mixture"] for row in record["differences"]} == {"mine"}
+    assert all(0 <= row["p_bootstrap"] <= 1 for row in record["differences"] if "p_bootstrap" in row)
+    made = [path.stat().st_mtime_ns for path in Path(record["folder"]).glob("runs/*/result.json")]
+    again = mixwright("compare", recipe, "--out", str(finished), *given, *seeds)
+    assert "equivalent" in again.stdout or "not separable" in again.stdout or "better" in again.stdout
+    assert [path.stat().st_mtime_ns for path in Path(record["folder"]).glob("runs/*/result.json")] == made
+    nameless = mixwright("compare", recipe, "--out", str(finished), "--mixtures", "uniform=x.json")
+    assert nameless.returncode == 2 and "no name of its own" in nameless.stderr
