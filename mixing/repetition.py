@@ -10,36 +10,13 @@ and errs by 0.75 when it is not; Marin calls it simulated epoching.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, overload
-
 import numpy as np
 
-from curation.atomic import hash_value
 from curation.errors import DataError
-from training.tokens import ShardedTokens, TokenSource
+from mixing.chosen_documents import choose_documents
+from training.tokens import TokenSource
 
 _SEED = 0x5EED
-
-
-class SomeIds(Sequence[str]):
-    """The ids of chosen documents of a source."""
-
-    def __init__(self, ids: Sequence[str], chosen: np.ndarray) -> None:
-        self._ids, self._chosen = ids, chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> list[str]: ...
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            return [self._ids[int(at)] for at in self._chosen[key]]
-        return self._ids[int(self._chosen[key])]
 
 
 def part_of_source(source: TokenSource, share: float) -> TokenSource:
@@ -68,13 +45,4 @@ def part_of_source(source: TokenSource, share: float) -> TokenSource:
             where=source.name,
             remedy="Train longer proxy runs, or do not match repetition",
         )
-    chosen = np.sort(order[:count])
-    parts = [np.asarray(source.document(int(at))) for at in chosen]
-    return replace(
-        source,
-        tokens=ShardedTokens([np.concatenate(parts)]),
-        offsets=np.concatenate(([0], np.cumsum(lengths[chosen]))),
-        ids=SomeIds(source.ids, chosen),
-        text_bytes=source.text_bytes[chosen],
-        hash=hash_value([source.hash, share]),
-    )
+    return choose_documents(source, order[:count])

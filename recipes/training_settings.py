@@ -211,6 +211,32 @@ class FinalSettings(OptimisationSettings):
         return self
 
 
+class CompressionSettings(OptimisationSettings):
+    """Mid-training on what helps (section 6, Eqs. 7 and 8), between pre-training and post-training."""
+
+    tokens: Count = 1_000_000
+    """Tokens of one round."""
+    rounds: Count = 2
+    """Most rounds of scoring and training (paper: 2)."""
+    sources: list[str] | None = None
+    """The raw mid-training set; all sources when absent."""
+    mixture: Literal["uniform", "proportional", "influence", "leave_one_out", "recommended"] = "uniform"
+    """Weights of the uncompressed set, which is trained beside it at equal tokens."""
+    seeds: list[int] = Field(default=[1], min_length=1)
+    preconditioner: Literal["identity", "adam", "datainf", "ekfac"] = "identity"
+    context: Count = 256
+    """Tokens of each document that are scored."""
+    documents_per_source: Count | None = None
+    """Raw documents of each source; all when absent."""
+    probe_documents: Count = 200
+    least_positive: Share = 0.02
+    """Stop when no more than this share of the documents has positive benefit."""
+    gathered: Share = 0.1
+    """Stop when the spread of the benefits has fallen to this share of the first round's."""
+    distill: DistillSettings | None = None
+    """A teacher for two further arms; the model then comes from the taught, compressed one."""
+
+
 class SftSettings(Settings):
     """Supervised fine-tuning on reasoning chats; `generated` makes them from worked problems."""
 

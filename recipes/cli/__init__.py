@@ -47,6 +47,7 @@ def main() -> None:
     from recipes.cli import (  # noqa: F401
         classifying,
         comparing,
+        compressing,
         curating,
         evaluating,
         exporting,
