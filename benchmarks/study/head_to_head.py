@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.measure import machine, table
 from benchmarks.study.corpora import CAPABILITIES, NOISE, Corpora
@@ -24,7 +23,7 @@ from benchmarks.study.mixtures import first_order_gain, surrogate_gains
 from benchmarks.study.runs import arguments, finished, probe_losses
 from benchmarks.study.shape import SHAPES, StudyShape
 from curation.atomic import read_json, write_text
-from mixing.paired import holm, sign_flip_test, smallest_detectable, t_interval
+from mixing.paired import equivalence_test, holm, sign_flip_test, smallest_detectable, t_interval
 
 MARGIN = 0.005
 LEVEL = 0.9
@@ -42,14 +41,16 @@ class Compared:
     by_capability: np.ndarray
     p_flip: float
     p_holm: float
-    p_equivalent: float
+    p_equivalent: float | None
 
     @property
     def verdict(self) -> str:
         """What may be said at level .1, after Holm's correction."""
         if self.p_holm <= 1 - LEVEL:
             return "better" if self.mean.mean() < 0 else "worse"
-        return "within 0.5 %" if self.p_equivalent <= 0.05 else "not separable"
+        return (
+            "within 0.5 %" if self.p_equivalent is not None and self.p_equivalent <= 0.05 else "not separable"
+        )
 
 
 def read_scores(out: Path, split: str) -> dict[str, dict[int, dict[str, float]]]:
@@ -73,27 +74,12 @@ def compare_all(scores: Mapping[str, Mapping[int, Mapping[str, float]]], against
     means = {name: value.mean(axis=1) for name, value in relative.items()}
     flips = [sign_flip_test(means[name].tolist()) for name in means]
     rows = [
-        Compared(name, means[name], relative[name], flip, adjusted, equivalence_test(means[name], MARGIN))
+        Compared(
+            name, means[name], relative[name], flip, adjusted, equivalence_test(means[name].tolist(), MARGIN)
+        )
         for name, flip, adjusted in zip(means, flips, holm(flips), strict=True)
     ]
     return sorted(rows, key=lambda row: row.mean.mean())
-
-
-def equivalence_test(differences: Sequence[float] | np.ndarray, margin: float) -> float:
-    """p of "the mean difference is outside -margin ... margin": two one-sided t tests, the larger p.
-
-    1 with fewer than two differences.
-    """
-    values = np.asarray(differences, dtype=float)
-    n = len(values)
-    if n < 2:
-        return 1.0
-    error = values.std(ddof=1) / np.sqrt(n)
-    if error == 0:
-        return 0.0 if abs(values.mean()) < margin else 1.0
-    lower = stats.t.sf((values.mean() + margin) / error, n - 1)
-    upper = stats.t.cdf((values.mean() - margin) / error, n - 1)
-    return float(max(lower, upper))
 
 
 def comparison_table(rows: Sequence[Compared], proposed: Mapping[str, Any], run_flops: float) -> str:
@@ -110,7 +96,7 @@ def comparison_table(rows: Sequence[Compared], proposed: Mapping[str, Any], run_
                 " / ".join(f"{v:+.2f}" for v in by_capability),
                 f"{row.p_flip:.3f}",
                 f"{row.p_holm:.3f}",
-                f"{row.p_equivalent:.3f}",
+                "" if row.p_equivalent is None else f"{row.p_equivalent:.3f}",
                 f"{100 * (smallest_detectable(row.mean.tolist()) or float('nan')):.2f}",
                 row.verdict,
                 f"{entry['weights'].get(NOISE, float('nan')):.3f}",
