@@ -108,12 +108,14 @@ def proxy_runs(corpora: Corpora, shape: StudyShape) -> list[ProxyRun]:
 
 
 def target_runs(mixtures: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[ProxyRun]:
-    """Every mixture with one seed before any with the next."""
-    return [
-        ProxyRun(f"{name}-seed{seed}", dict(mixtures[name]), seed)
-        for seed in seeds
-        for name in sorted(mixtures)
-    ]
+    """Every mixture with one seed before any with the next; a method that returns uniform itself needs no run."""
+    base = mixtures["uniform"]
+    chosen = [n for n in sorted(mixtures) if n == "uniform" or not _same(mixtures[n], base)]
+    return [ProxyRun(f"{name}-seed{seed}", dict(mixtures[name]), seed) for seed in seeds for name in chosen]
+
+
+def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    return max(abs(a[name] - b[name]) for name in b) < 1e-9
 
 
 def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: str = "target") -> None:
