@@ -87,7 +87,7 @@ def schemes(references: Sequence[str]) -> list[Scheme]:
 
 def read_truth(out: Path, corpora: Corpora, shape: StudyShape, split: str = "search") -> Truth:
     """Truth on one split: `search` is what the scores predict, `test` other text of the same sources."""
-    rows = left_out_effects(out, shape, split)
+    rows = left_out_effects(out, shape, split, truth=True)
     capabilities, sources = tuple(CAPABILITIES), corpora.sources
     seeds = sorted({row["seed"] for row in rows})
     deltas = np.full((len(seeds), len(sources), len(capabilities)), np.nan)
@@ -99,7 +99,8 @@ def read_truth(out: Path, corpora: Corpora, shape: StudyShape, split: str = "sea
     losses = [probe_losses(r) for r in drawn]
     changes = np.array([[x[f"{split}/{c}"] - base[f"{split}/{c}"] for c in capabilities] for x in losses])
     shares = np.array([[r.run.weights.get(s, 0.0) for s in sources] for r in drawn])
-    return Truth(sources, capabilities, deltas[~np.isnan(deltas).any(axis=(1, 2))], changes, shares)
+    whole = ~np.isnan(deltas).any(axis=(1, 2))  # a seed whose runs are not all made is left out
+    return Truth(sources, capabilities, deltas[whole], changes, shares)
 
 
 def document_benefits(

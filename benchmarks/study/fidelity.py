@@ -49,6 +49,11 @@ def write_page(
         "## Truth: what leaving a source out changes\n\n" + truth_table(truth, test),
         "## Schemes\n\n" + scheme_table(rows, truth),
         "## Choices, one at a time\n\n" + effects_table(rows),
+        *(
+            f"### Of the reference {name}\n\n"
+            + effects_table([row for row in rows if row["scheme"].reference == name])
+            for name in dict.fromkeys(row["scheme"].reference for row in rows)
+        ),
         "## Without influence\n\n" + trivial_table(trivial, truth),
         f"{machine('torch', 'scipy', 'numpy')}\n",
     ]
@@ -104,31 +109,36 @@ def scheme_table(rows: Sequence[Row], truth: Truth, most: int = 12) -> str:
 
 def effects_table(rows: Sequence[Row]) -> str:
     """Each choice's mean over all other choices, and the paired difference to the first in its group."""
-    references = list(dict.fromkeys(row["scheme"].reference for row in rows))
     choices = {
-        "reference": references,
+        "reference": list(dict.fromkeys(row["scheme"].reference for row in rows)),
         "preconditioner": PRECONDITIONERS,
         "rule": RULES,
         "normalise": NORMALISATIONS,
     }
-    measures = ("spearman", "lds", "lds_partial", "noise")
     lines = []
     for key, values in choices.items():
-        first: tuple[float, np.ndarray] | None = None
+        if len(values) < 2:
+            continue
+        first: list[Row] = []
         for value in values:
             mine = [row for row in rows if getattr(row["scheme"], key) == value]
-            mean = {m: float(np.mean([row[m] for row in mine])) for m in measures}
-            draws = np.mean([row["draws"] for row in mine], axis=0)
-            change = ""
-            if first is None:
-                first = mean["spearman"], draws
-            else:
-                bounds = interval(draws - first[1])
-                change = "{:+.2f} ({:+.2f} to {:+.2f})".format(mean["spearman"] - first[0], *bounds)
-            numbers = [f"{mean[m]:.2f}" for m in measures[1:3]]
-            lines.append([key, value, f"{mean['spearman']:.2f}", change, *numbers, f"{mean['noise']:.3f}"])
-    header = ["choice", "value", "Spearman", "against the first (90 %)", "mixtures", "own share out"]
-    return table([*header, f"share of {NOISE}"], lines)
+            first = first or mine
+            cells = [_difference(mine, first, m, d) for m, d in (("spearman", "draws"), ("lds", "lds_draws"))]
+            partial, noise = (np.mean([row[m] for row in mine]) for m in ("lds_partial", "noise"))
+            lines.append([key, value, *cells, f"{partial:.2f}", f"{noise:.3f}"])
+    header = ["choice", "value", "leave-one-out: Spearman, against the first (90 %)"]
+    header += ["mixtures: Spearman, against the first (90 %)", "own share out", f"share of {NOISE}"]
+    return table(header, lines)
+
+
+def _difference(mine: Sequence[Row], first: Sequence[Row], measure: str, draws: str) -> str:
+    """Mean of the measure, and its difference to that of `first` with the interval of the paired draws."""
+    mean, base = (float(np.mean([row[measure] for row in group])) for group in (mine, first))
+    if mine is first:
+        return f"{mean:.2f}"
+    drawn, other = (np.mean([row[draws] for row in group], axis=0) for group in (mine, first))
+    low, high = interval(drawn - other)
+    return f"{mean:.2f}, {mean - base:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def trivial_table(trivial: Mapping[str, Row], truth: Truth) -> str:

@@ -28,7 +28,6 @@ from mixing.influence.score import BENEFIT_SCHEMA
 from mixing.influence.weights import densities
 from mixing.leave_one_out import loo_weights
 
-PRECONDITIONER = "identity"  # of the mixtures made by influence: the package's default
 TRUST_STEP = 1.0
 SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix", "posterior")
 
@@ -81,6 +80,15 @@ def _methods(
             lambda: influence_weights(scored, own, bounded=True),
             one_uniform + spent[own],
         ),
+        # Added when the search had shown that EK-FAC and the cosine agree best with it: not chosen in advance.
+        "influence-paper-ekfac": (
+            lambda: influence_weights(scored, domain, preconditioner="ekfac"),
+            total["domain"] + spent[domain],
+        ),
+        "influence-uniform-ekfac-cosine": (
+            lambda: influence_weights(scored, own, preconditioner="ekfac", cosine=True),
+            one_uniform + spent[own],
+        ),
     }
     for name in SURROGATES:
         if name in METHODS:
@@ -95,11 +103,19 @@ def _proportional(corpora: Corpora) -> Weights:
     return {name: size / whole for name, size in corpora.sizes.items()}
 
 
-def left_out_effects(out: Path, shape: StudyShape, split: str = "search") -> list[dict[str, Any]]:
-    """Rows `source, capability, seed, delta`: loss without the source minus loss with all, paired by seed."""
+def left_out_effects(
+    out: Path, shape: StudyShape, split: str = "search", *, truth: bool = False
+) -> list[dict[str, Any]]:
+    """Rows `source, capability, seed, delta`: loss without the source minus loss with all, paired by seed.
+
+    truth : with the seeds that no method sees
+    """
     proxies, references = finished(out, "proxies"), finished(out, "reference")
+    later = finished(out, "truth") if truth else {}
+    proxies, references = proxies | later, references | later
+    seeds = sorted({r.run.seed for name, r in references.items() if name.startswith("uniform")})
     rows = []
-    for seed in shape.search_seeds:
+    for seed in seeds if truth else shape.search_seeds:
         full = probe_losses(references[f"uniform-seed{seed}"])
         for name, result in proxies.items():
             if name.startswith("loo-without-") and result.run.seed == seed:
@@ -127,7 +143,14 @@ def _left_out(out: Path, shape: StudyShape) -> Weights:
     return loo_weights(means)
 
 
-def influence_weights(scored: list[Benefits], reference: str, *, bounded: bool = False) -> Weights:
+def influence_weights(
+    scored: list[Benefits],
+    reference: str,
+    *,
+    preconditioner: str = "identity",
+    cosine: bool = False,
+    bounded: bool = False,
+) -> Weights:
     """Eqs. 5 and 6 as the package makes them: checkpoints by step, capabilities alike; or the bounded step."""
     tables = []
     for b in scored:
@@ -135,14 +158,14 @@ def influence_weights(scored: list[Benefits], reference: str, *, bounded: bool =
             continue
         own = b.reference.split("-")[1]
         for capability in [own] if own in CAPABILITIES else CAPABILITIES:
-            tables.append(benefit_rows(b, capability))
+            tables.append(benefit_rows(b, capability, preconditioner, cosine))
     rho = densities(joint_benefit(pa.concat_tables(tables), checkpoints="step"))
     if bounded:
         return trust_region_weights(uniform(rho), rho, TRUST_STEP)
     return positive_weights(rho)
 
 
-def benefit_rows(b: Benefits, capability: str, preconditioner: str = PRECONDITIONER) -> pa.Table:
+def benefit_rows(b: Benefits, capability: str, preconditioner: str, cosine: bool) -> pa.Table:
     """The rows of one checkpoint and capability, as `mixing.influence.score` gives them."""
     count = len(b.sources)
     return pa.table(
@@ -153,7 +176,7 @@ def benefit_rows(b: Benefits, capability: str, preconditioner: str = PRECONDITIO
             [b.reference.split("-")[0]] * count,
             [b.step] * count,
             b.tokens,
-            b.of(preconditioner, capability),
+            b.of(preconditioner, capability, cosine=cosine),
         ],
         schema=BENEFIT_SCHEMA,
     )

@@ -1,12 +1,13 @@
 """All training runs of the study, in an order in which stopping early leaves whole pairs.
 
-    python -m benchmarks.study.runs --corpora FOLDER --out FOLDER [--until reference|proxies|influence|target]
+    python -m benchmarks.study.runs --corpora FOLDER --out FOLDER [--until PHASE]
 
     trunk/      where the shape has one: the model that all other runs start from
     reference/  uniform (search seeds) and one domain model per capability, with checkpoints
     proxies/    leave-one-out (replaced tokens) and random mixtures
     influence/  see benchmarks.study.influence
     mixtures.json, target/  what each method proposes, and its runs with the target seeds
+    truth/      more leave-one-out, for the fidelity of influence alone
 
 A finished run is not repeated; a killed one continues. All runs of a seed start from the same weights and read
 each source in the same order. `runs.csv` has a row per finished run.
@@ -32,9 +33,9 @@ from mixing.proxy import ProxyRun, ProxySettings
 from mixing.runs import ProxyResult, read_result, run_proxies
 from training.settings import TrainSettings
 
-GROUPS = ("reference", "proxies", "target")
+GROUPS = ("reference", "proxies", "target", "truth")
 TRUNK_SEED = 100
-PHASES = ("reference", "proxies", "influence", "target")
+PHASES = ("reference", "proxies", "influence", "target", "truth")
 
 
 def study_settings(
@@ -107,6 +108,14 @@ def proxy_runs(corpora: Corpora, shape: StudyShape) -> list[ProxyRun]:
     return left_out + drawn
 
 
+def truth_runs(corpora: Corpora, shape: StudyShape) -> list[ProxyRun]:
+    """Leave-one-out with further seeds, the full mixture of each among them under the name of the reference runs."""
+    plan = plan_leave_one_out(corpora.sources, None, shape.truth_seeds) if shape.truth_seeds else None
+    runs = plan.runs.values() if plan else ()
+    named = [replace(r, run_id=r.run_id.replace("loo-all", "uniform")) for r in runs]
+    return sorted(named, key=lambda run: (run.seed, run.run_id))
+
+
 def target_runs(mixtures: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[ProxyRun]:
     """Every mixture with one seed before any with the next; a method that returns uniform itself needs no run."""
     base = mixtures["uniform"]
@@ -118,7 +127,7 @@ def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     return max(abs(a[name] - b[name]) for name in b) < 1e-9
 
 
-def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: str = "target") -> None:
+def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: str = "truth") -> None:
     """Make everything up to the phase `until`; without a folder of corpora, on made-up text."""
     from benchmarks.study.influence import score_references
     from benchmarks.study.mixtures import propose_mixtures
@@ -135,6 +144,8 @@ def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: 
         for seed in shape.target_seeds:  # methods that have come since are added to what is there
             mixtures = propose_mixtures(out, corpora, shape)
             make(out, "target", target_runs(mixtures, [seed]), corpora, shape)
+    if "truth" in wanted:
+        make(out, "truth", truth_runs(corpora, shape), corpora, shape)
         score_references(out, corpora, shape, shape.search_seeds[1:])
 
 
@@ -200,7 +211,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--corpora", type=Path, default=CORPORA)
-    parser.add_argument("--until", choices=PHASES, default="target")
+    parser.add_argument("--until", choices=PHASES, default="truth")
     parser.add_argument("--target-seeds", type=int, help="how many of the target seeds to run")
     options = parser.parse_args()
     shape = SHAPES[options.shape]

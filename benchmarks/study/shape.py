@@ -16,6 +16,7 @@ class StudyShape:
                   the full rate, and the runs are branches in which the rate falls to zero
     steps, batch, learning_rate : of every run; the rate falls linearly to zero, so the last weights are an average
     search_seeds  : of leave-one-out and its baseline; the first is also that of random mixtures and domain models
+    truth_seeds   : of further leave-one-out runs that no method sees, only the fidelity of influence
     target_seeds  : of the runs that compare mixtures; none of them is a search seed
     random        : mixtures drawn from a flat Dirichlet
     checkpoints   : of the reference models that influence is measured with; of domain models every second is scored
@@ -31,6 +32,7 @@ class StudyShape:
     learning_rate: float = 1e-2
     precision: str = "bfloat16"
     search_seeds: tuple[int, ...] = (0, 1)
+    truth_seeds: tuple[int, ...] = (2, 3)
     target_seeds: tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16, 17, 18)
     random: int = 20
     checkpoints: int = 10
@@ -68,6 +70,7 @@ SHAPES = {
         batch=4,
         sequence=32,
         search_seeds=(0, 1),
+        truth_seeds=(),
         target_seeds=(10, 11),
         random=3,
         checkpoints=2,

@@ -33,6 +33,7 @@ from training.tokens import TokenSource
 SMALL = replace(
     SHAPES["tiny-branch"],
     search_seeds=(0,),
+    truth_seeds=(2,),
     target_seeds=(10,),
     random=2,
     checkpoints=2,
