@@ -1,6 +1,8 @@
 """Does influence predict retraining? The tables, from runs and scores that are done.
 
-    python -m benchmarks.study.fidelity --out FOLDER [--results FOLDER]
+    python -m benchmarks.study.fidelity --out FOLDER [--results FOLDER] [--other FOLDER]
+
+`--other` is a study in the other shape, whose leave-one-out is compared with this one's.
 
 Writes `fidelity.csv` (a row per scheme), `densities.csv`, `left_out.csv` and `fidelity.md`.
 """
@@ -199,7 +201,22 @@ def truth_csv(truth: Truth, test: Truth) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_fidelity(out: Path, shape: StudyShape, results: Path, *, draws: int = DRAWS) -> None:
+def arms_table(truth: Truth, other: Truth) -> str:
+    """Leave-one-out of two studies of the same sources: noise of each, and how far they agree."""
+    lines = []
+    for c, capability in enumerate(truth.capabilities):
+        a, b = truth.delta[:, c], other.delta[:, c]
+        noise = [f"{1e3 * t.spread_between[c]:.1f}" for t in (truth, other)]
+        seeds = [_by_column(t.deltas[0], t.deltas[1])[c] if len(t.deltas) > 1 else "" for t in (truth, other)]
+        agreement = [f"{correlation(a, b):.2f}", f"{correlation(a, b, ranks=False):.2f}"]
+        lines.append([capability, *noise, *seeds, *agreement])
+    header = ["capability", "standard error here, 1e-3", "there", "Spearman of two seeds here", "there"]
+    return table([*header, "Spearman of here and there", "Pearson"], lines)
+
+
+def write_fidelity(
+    out: Path, shape: StudyShape, results: Path, *, draws: int = DRAWS, other: Path | None = None
+) -> None:
     """All tables of a study that is done, with scores of all reference models that have been scored."""
     corpora, scored = Corpora(out / "corpora"), load_benefits(out)
     truth = read_truth(out, corpora, shape)
@@ -208,14 +225,18 @@ def write_fidelity(out: Path, shape: StudyShape, results: Path, *, draws: int = 
     kinds = sorted({b.reference for b in scored if not b.reference.startswith("domain")})
     rows = [evaluate_scheme(s, scored, truth, rates, draws) for s in schemes(["domain", *kinds])]
     write_page(results, rows, trivial_scores(out, corpora, shape, scored, truth), truth, test)
+    if other is not None:
+        print("## The other study\n\n" + arms_table(truth, read_truth(other, corpora, shape)))
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--other", type=Path)
     parser.add_argument("--draws", type=int, default=DRAWS)
     options = parser.parse_args()
-    write_fidelity(options.out, SHAPES[options.shape], options.results or options.out, draws=options.draws)
+    results = options.results or options.out
+    write_fidelity(options.out, SHAPES[options.shape], results, draws=options.draws, other=options.other)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.study.mixtures import first_order_gain, surrogate_gains
 from benchmarks.study.runs import arguments, finished, probe_losses
 from benchmarks.study.shape import SHAPES, StudyShape
 from curation.atomic import read_json, write_text
+from curation.errors import DataError
 from mixing.paired import equivalence_test, holm, sign_flip_test, smallest_detectable, t_interval
 
 MARGIN = 0.005
@@ -66,6 +67,12 @@ def read_scores(out: Path, split: str) -> dict[str, dict[int, dict[str, float]]]
 def compare_all(scores: Mapping[str, Mapping[int, Mapping[str, float]]], against: str) -> list[Compared]:
     """Every mixture against one, on the seeds that all have, the best first."""
     seeds = sorted(set.intersection(*(set(found) for found in scores.values())))
+    if not seeds:
+        raise DataError(
+            "No seed has been run with every mixture",
+            where="target runs",
+            remedy="Let benchmarks.study.runs finish a seed",
+        )
     values = {
         name: np.array([[found[s][c] for c in CAPABILITIES] for s in seeds]) for name, found in scores.items()
     }

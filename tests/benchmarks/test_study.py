@@ -127,7 +127,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_study_in_small(study: Path, tmp_path: Path) -> None:
-    write_fidelity(study, SMALL, tmp_path, draws=20)
+    write_fidelity(study, SMALL, tmp_path, draws=20, other=study)
     write_comparison(study, SMALL, tmp_path)
     schemes = (tmp_path / "fidelity.csv").read_text().splitlines()
     assert len(schemes) == 1 + 2 * 4 * 4 * 2, "two references, four preconditioners, four rules, two norms"
