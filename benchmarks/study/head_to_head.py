@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.measure import machine, table
 from benchmarks.study.corpora import CAPABILITIES, NOISE, Corpora
 from benchmarks.study.mixtures import first_order_gain, surrogate_gains
-from benchmarks.study.runs import arguments, finished, probe_losses
+from benchmarks.study.runs import LONGER_STEPS, arguments, finished, probe_losses
 from benchmarks.study.shape import SHAPES, StudyShape
 from curation.atomic import read_json, write_text
 from curation.errors import DataError
@@ -54,10 +54,10 @@ class Compared:
         )
 
 
-def read_scores(out: Path, split: str) -> dict[str, dict[int, dict[str, float]]]:
-    """Bits per byte by mixture, seed and capability of the target runs."""
+def read_scores(out: Path, split: str, group: str = "target") -> dict[str, dict[int, dict[str, float]]]:
+    """Bits per byte by mixture, seed and capability of the target runs, or of the longer ones."""
     scores: dict[str, dict[int, dict[str, float]]] = {}
-    for name, result in finished(out, "target").items():
+    for name, result in finished(out, group).items():
         losses = probe_losses(result)
         mixture = name.rsplit("-seed", 1)[0]
         scores.setdefault(mixture, {})[result.run.seed] = {c: losses[f"{split}/{c}"] for c in CAPABILITIES}
@@ -154,6 +154,7 @@ def write_comparison(out: Path, shape: StudyShape, results: Path) -> None:
     """All tables of the target runs, on the seeds that every mixture has."""
     corpora, proposed = Corpora(out / "corpora"), read_json(out / "mixtures.json")
     scores = {split: read_scores(out, split) for split in ("test", "search")}
+    longer = read_scores(out, "test", "longer")
     rows = compare_all(scores["test"], "uniform")
     run_flops = next(iter(finished(out, "target").values())).flops
     base = float(np.mean([list(found.values()) for found in scores["test"]["uniform"].values()]))
@@ -163,6 +164,10 @@ def write_comparison(out: Path, shape: StudyShape, results: Path) -> None:
             comparison_table(rows, proposed, run_flops),
             "## The same on the text of the search\n",
             comparison_table(compare_all(scores["search"], "uniform"), proposed, run_flops),
+            f"## {LONGER_STEPS} times the budget, text that the search has not seen\n",
+            comparison_table(compare_all(longer, "uniform"), proposed, LONGER_STEPS * run_flops)
+            if longer
+            else "Not run.\n",
             "## Promised and realised change of the mean loss, %\n",
             prediction_table(out, shape, rows, proposed, base),
             "## The mixtures\n",

@@ -8,6 +8,7 @@
     influence/  see benchmarks.study.influence
     mixtures.json, target/  what each method proposes, and its runs with the target seeds
     truth/      more leave-one-out, for the fidelity of influence alone
+    longer/     some of the mixtures for three times the budget at which they were found
 
 A finished run is not repeated; a killed one continues. All runs of a seed start from the same weights and read
 each source in the same order. `runs.csv` has a row per finished run.
@@ -33,9 +34,11 @@ from mixing.proxy import ProxyRun, ProxySettings
 from mixing.runs import ProxyResult, read_result, run_proxies
 from training.settings import TrainSettings
 
-GROUPS = ("reference", "proxies", "target", "truth")
+GROUPS = ("reference", "proxies", "target", "truth", "longer")
 TRUNK_SEED = 100
-PHASES = ("reference", "proxies", "influence", "target", "truth")
+LONGER = ("uniform", "gaussian-process", "influence-paper", "influence-uniform", "leave-one-out")
+LONGER_STEPS, LONGER_SEEDS = 3, 4
+PHASES = ("reference", "proxies", "influence", "target", "truth", "longer")
 
 
 def study_settings(
@@ -127,7 +130,7 @@ def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     return max(abs(a[name] - b[name]) for name in b) < 1e-9
 
 
-def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: str = "truth") -> None:
+def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: str = "longer") -> None:
     """Make everything up to the phase `until`; without a folder of corpora, on made-up text."""
     from benchmarks.study.influence import score_references
     from benchmarks.study.mixtures import propose_mixtures
@@ -147,6 +150,12 @@ def run_study(out: Path, shape: StudyShape, corpora_folder: Path | None, until: 
     if "truth" in wanted:
         make(out, "truth", truth_runs(corpora, shape), corpora, shape)
         score_references(out, corpora, shape, shape.search_seeds[1:])
+    if "longer" in wanted:
+        mixtures = propose_mixtures(out, corpora, shape)
+        chosen = {name: mixtures[name] for name in LONGER if name in mixtures}
+        for seed in shape.target_seeds[:LONGER_SEEDS]:
+            long = replace(shape, steps=LONGER_STEPS * shape.steps)
+            make(out, "longer", target_runs(chosen, [seed]), corpora, long)
 
 
 def make(out: Path, group: str, runs: list[ProxyRun], corpora: Corpora, shape: StudyShape) -> None:
@@ -211,7 +220,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--corpora", type=Path, default=CORPORA)
-    parser.add_argument("--until", choices=PHASES, default="truth")
+    parser.add_argument("--until", choices=PHASES, default="longer")
     parser.add_argument("--target-seeds", type=int, help="how many of the target seeds to run")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
