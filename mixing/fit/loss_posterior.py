@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mixing.fit.gaussian_process import EPSILON, LogShareProcess, fit_process
+from mixing.fit.averaged_process import AveragedProcess
+from mixing.fit.gaussian_process import EPSILON, LogShareProcess, fit_process, log_features
 from mixing.fit.tables import ProxyTable
 
 SHRINKING_RUNS = 10
@@ -30,44 +31,43 @@ class LossPosterior(Protocol):
 
 
 class ProcessPosterior:
-    """One Gaussian process on log shares a metric.
+    """Gaussian processes on log shares, for each metric one of greatest likelihood and one averaged over kernels.
 
-    The errors of different metrics are correlated (runs share seeds, and what helps one capability often
-    helps another), which decides how uncertain their mean is. The correlation is that of the errors of
+    The first is the best guess (`mean`, `gradient`), which a search minimises; the second says what is known
+    (`samples`). The errors of different metrics are correlated (runs share seeds, and what helps one capability
+    often helps another), which decides how uncertain their mean is: the correlation is that of the errors of
     predicting each run from the others.
     """
 
-    def __init__(self, processes: list[LogShareProcess], correlation: np.ndarray) -> None:
+    def __init__(
+        self, processes: list[LogShareProcess], averaged: list[AveragedProcess], correlation: np.ndarray
+    ) -> None:
         self.processes = processes
+        self.averaged = averaged
         self.correlation = correlation
 
     @staticmethod
     def fit(table: ProxyTable, *, epsilon: float = EPSILON) -> ProcessPosterior:
         """Fit to the runs of a table; needs two that differ in the losses of at least one metric."""
-        processes = [
-            fit_process(table.weights, table.losses[:, k], epsilon=epsilon)
-            for k in range(table.losses.shape[1])
-        ]
+        columns = range(table.losses.shape[1])
+        processes = [fit_process(table.weights, table.losses[:, k], epsilon=epsilon) for k in columns]
+        features = log_features(table.weights, epsilon)
+        averaged = [AveragedProcess(features, table.losses[:, k]) for k in columns]
         errors = np.column_stack([p.left_out() for p in processes]) - table.losses
-        return ProcessPosterior(processes, error_correlation(errors))
+        return ProcessPosterior(processes, averaged, error_correlation(errors))
 
     def mean(self, weights: np.ndarray) -> np.ndarray:
-        """Posterior mean [q, c] at mixtures [q, m]."""
+        """Best guess [q, c] at mixtures [q, m]."""
         return np.column_stack([p.predict(weights) for p in self.processes])
 
     def samples(self, weights: np.ndarray, draws: int, seed: int) -> np.ndarray:
         """See `LossPosterior.samples`."""
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x6A0]))
-        standard = rng.standard_normal((draws, len(weights), len(self.processes)))
+        standard = rng.standard_normal((draws, len(weights), len(self.averaged)))
         correlated = standard @ np.linalg.cholesky(self.correlation).T
-        drawn = np.empty_like(correlated)
-        for k, process in enumerate(self.processes):
-            covariance = process.covariance(weights)
-            values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-            # The symmetric root, so that the correlation of two metrics is between their losses at one mixture.
-            root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-            drawn[:, :, k] = process.predict(weights) + correlated[:, :, k] @ root
-        return drawn
+        features = log_features(weights, self.processes[0].epsilon)
+        drawn = [p.samples(features, correlated[:, :, k], rng) for k, p in enumerate(self.averaged)]
+        return np.stack(drawn, axis=-1)
 
 
 def error_correlation(errors: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from mixing.fit.tables import ProxyTable
 
 RESAMPLES = 60
 CANDIDATES = 600
+DRAWN_CANDIDATES = 300
 DRAWS = 400
 STARTS = 6
 
@@ -76,7 +77,7 @@ def propose_process(
     means = posterior.mean(cloud) @ objective
     starts = [cloud[i] for i in np.argsort(means, kind="stable")[:STARTS]]
     best = minimise(value, simplex, starts)
-    points = np.vstack([best, simplex.cloud([best], CANDIDATES, seed + 1)])
+    points = np.vstack([best, simplex.cloud([best], DRAWN_CANDIDATES, seed + 1)])
     draws = posterior.samples(points, DRAWS, seed) @ objective
     chosen = points[np.argmin(draws, axis=1)]
     left_out = np.column_stack([p.left_out() for p in posterior.processes]) @ objective

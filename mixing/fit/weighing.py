@@ -54,8 +54,9 @@ def weigh(
         beats[name] = float(np.mean(gain > 0))
         if name == "uniform":
             detectable = (Z_CLAIM + Z_POWER) * float(gain.std())
-    winners = np.argmin(values, axis=1)
-    best = {name: float(np.mean(winners == i)) for i, name in enumerate(("this", *others))}
+    winners = values == values.min(axis=1, keepdims=True)
+    parts = (winners / winners.sum(axis=1, keepdims=True)).mean(axis=0)  # a tie is shared
+    best = {name: float(part) for name, part in zip(("this", *others), parts, strict=True)}
     return Evidence(
         verdict=verdict(beats.get("uniform"), gains.get("uniform"), detectable, claim=claim),
         basis=basis,
