@@ -55,6 +55,11 @@ class Evidence:
     reasons: tuple[str, ...] = ()
 
 
+def unweighed(reason: str) -> Evidence:
+    """Evidence of a method that had no proxy runs."""
+    return Evidence(verdict="Whether it beats uniform is not known", reasons=(reason,))
+
+
 def evidence_json(evidence: Evidence) -> dict[str, Any]:
     """For `mixture.json`."""
 

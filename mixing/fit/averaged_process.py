@@ -70,7 +70,7 @@ class AveragedProcess:
         """Draws [draws, q] of the noise-free losses at features [q, d], from standard normals [draws, q]."""
         draws, q = standard.shape
         which = rng.choice(len(self._kernels), size=draws, p=[k.probability for k in self._kernels])
-        spread = rng.chisquare(self._degrees, size=draws)
+        spread = np.asarray(rng.chisquare(self._degrees, size=draws))
         out = np.empty((draws, q))
         between, to_runs = _squared(features, features), _squared(features, self._features)
         for place in np.unique(which):

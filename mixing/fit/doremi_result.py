@@ -1,4 +1,4 @@
-"""`doremi.json`: what a DoReMi run found, with the course of its weights."""
+"""What a DoReMi run found, as JSON: {"weights": {source: share}, "notes": [sentences]}."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DoremiResult:
 
 
 def read_doremi(path: Path | str) -> DoremiResult:
-    """Read `doremi.json`, or any JSON with {"weights": {...}}; DataError for anything else."""
+    """Read the result of a run; DataError for anything else."""
     where = str(path)
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def read_doremi(path: Path | str) -> DoremiResult:
         raise DataError(
             f"This is not the result of a DoReMi run: {type(error).__name__} {error}",
             where=where,
-            remedy='Give its doremi.json, or {"weights": {"<source>": <share>, ...}}',
+            remedy='Give JSON such as {"weights": {"<source>": <share>, ...}}',
         ) from error
     check_weights(weights, where=where)
     return DoremiResult(weights, notes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from curation.atomic import hash_file
 from curation.errors import DataError, RecipeError
-from mixing.evidence import Evidence
+from mixing.evidence import Evidence, unweighed
 from mixing.fit.checks import (
     FROM_RUNS,
     METHODS,
@@ -41,7 +41,7 @@ from mixing.fit.methods import (
 from mixing.fit.probe_likelihoods import ProbeLikelihoods, read_probe_likelihoods
 from mixing.fit.search import Simplex
 from mixing.fit.tables import ProxyTable
-from mixing.fit.weighing import unweighed, weigh
+from mixing.fit.weighing import weigh
 from mixing.mixture import Mixture, make_mixture
 from mixing.projection import share_bounds
 
@@ -98,7 +98,7 @@ def fit_mixture(
     influence, reference, current, step : "influence": table of scores (`mixing.fit.influence_table`), the
                       reference model that counts, and for a bounded move the mixture to leave and how far
     likelihoods     : "mixmin": probe texts under one model per source (`mixing.fit.probe_likelihoods`)
-    doremi          : "doremi": the doremi.json of a run (`mixing.doremi_run`)
+    doremi          : "doremi": the result of a DoReMi run, {"weights": {...}} (`mixing.doremi`)
     candidates      : other mixtures, by name, which "best" in the evidence compares with
     posterior       : in place of Gaussian processes, what weighs the mixture
 

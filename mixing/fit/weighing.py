@@ -94,11 +94,6 @@ def _shown(change: Estimate, probability: float) -> str:
     )
 
 
-def unweighed(reason: str) -> Evidence:
-    """Evidence of a method that had no proxy runs."""
-    return Evidence(verdict="Whether it beats uniform is not known", reasons=(reason,))
-
-
 def _estimate(draws: np.ndarray) -> Estimate:
     low, high = central_interval(draws)
     return Estimate(float(draws.mean()), low, high)
