@@ -48,7 +48,11 @@ def main() -> None:
         classifying,
         curating,
         evaluating,
+<<<<<<< HEAD
         fitting,
+=======
+        exporting,
+>>>>>>> main
         machine,
         mixing,
         post_training,
