@@ -48,11 +48,8 @@ def main() -> None:
         classifying,
         curating,
         evaluating,
-<<<<<<< HEAD
-        fitting,
-=======
         exporting,
->>>>>>> main
+        fitting,
         machine,
         mixing,
         post_training,

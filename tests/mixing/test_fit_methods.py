@@ -251,10 +251,8 @@ def test_methods_see_one_table_whatever_the_order(rows, columns, others) -> None
         for name, order in (("ma", range(6)), ("mb", others)):
             lines = [f"r{i},{float(law(weights)[i, 0])!r}" for i in order]
             Path(folder, f"{name}.csv").write_text("\n".join(["run,m0", *lines]))
-        first, second = (
-            read_proxy_table(Path(folder, x), Path(folder, m))
-            for x, m in (("a.csv", "ma.csv"), ("b.csv", "mb.csv"))
-        )
+        first = read_proxy_table(Path(folder, "a.csv"), Path(folder, "ma.csv"))
+        second = read_proxy_table(Path(folder, "b.csv"), Path(folder, "mb.csv"))
     assert (first.run_ids, first.sources) == (second.run_ids, second.sources)
     np.testing.assert_allclose(first.weights, second.weights, rtol=0, atol=1e-15)
     np.testing.assert_array_equal(first.losses, second.losses)
