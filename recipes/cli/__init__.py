@@ -51,6 +51,7 @@ def main() -> None:
         curating,
         evaluating,
         exporting,
+        fitting,
         machine,
         mixing,
         post_training,
