@@ -150,8 +150,7 @@ def add_gradient(
             mask,
             weights[rows].to(logprobs.device),
             old_logprobs=before,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
+            surrogate=objective.chosen_surrogate,
             reference_logprobs=anchored,
             kl_coefficient=objective.kl_coefficient,
         )
