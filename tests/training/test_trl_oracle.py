@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -99,3 +99,44 @@ def test_no_loss_type_of_trl_is_left_out():
     described = next(f for f in fields(trl.GRPOConfig) if f.name == "loss_type").metadata["help"]
     supported = re.findall(r"'([a-z_]+)'", described.partition("Supported values are")[2].partition(". ")[0])
     assert len(supported) >= 8 and set(supported) == {name for name, _, _ in TYPES}
+
+
+def test_sft_has_trls_loss_and_gradient(tmp_path):
+    """A whole `SFTTrainer` on the same chats and weights: its collator, its masks, its loss.
+
+    To float32's rounding: transformers' norms and TRL's head work in float32 also in a float64 model.
+    """
+    datasets = pytest.importorskip("datasets", reason="trl's SFTTrainer needs datasets")
+    from transformers import AutoModelForCausalLM
+
+    from tests.training.post_training_models import tiny_config, tiny_tokenizer
+    from training.chat import render_chat
+    from training.huggingface import save_huggingface
+    from training.model import Decoder
+    from training.sft import chat_batch
+    from training.update import accumulate_gradients
+
+    # TRL's own head does not fit transformers' Llama 4, so this is a Llama
+    config = replace(tiny_config(), family="llama", rope_style="half", qk_norm="none")
+    tokenizer, ours = tiny_tokenizer(), Decoder(config).init_weights(1).double()
+    save_huggingface(ours, tmp_path / "model", tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    said = [("1 + 1 =", "<think> 2 </think> 2"), ("3 + 4 + 1 =", "8"), ("2 =", "<think> 2 is 2 </think> 2")]
+    messages = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in said]
+    chats = [render_chat(tokenizer, chat) for chat in messages]
+    rows = [{"messages": chat} for chat in messages]
+    args = trl.SFTConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, report_to=[], bf16=False, max_length=None,
+        assistant_only_loss=True, activation_checkpointing=False, per_device_train_batch_size=3,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=theirs, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(theirs.train(), inputs)
+    expected.backward()
+    loss = accumulate_gradients(ours, chat_batch(chats, [[0, 2], [1]], 32), micro_batch_sequences=1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-7)
+    weights = {name.removeprefix("model."): p for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-5, atol=1e-8)
