@@ -115,8 +115,9 @@ def policy_loss(
     """The loss of some rollouts of an update (arXiv 2402.03300 Eq. 3).
 
     loss_it = surrogate_it + kl_coefficient k3_it, where the surrogate is -ratio A_i clipped or weighed in one of
-    the ways of training.surrogates,  ratio = exp(logprob - old_logprob),  k3 = exp(reference - logprob) - (reference - logprob) - 1  (an
-    unbiased, non-negative estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html).
+    the ways of training.surrogates, with ratio = exp(logprob - old_logprob), and
+    k3 = exp(reference - logprob) - (reference - logprob) - 1, an unbiased, non-negative estimate of
+    KL(policy || reference) (http://joschu.net/blog/kl-approx.html).
 
     logprobs     : [N, T] nats, with gradient, at the temperature of sampling
     advantages   : [N];  weights : [N] from `rollout_weights`

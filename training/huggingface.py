@@ -62,7 +62,7 @@ def save_huggingface(
     from training.tokenizer import write_tokenizer  # here, because it imports transformers
 
     generation = generation or {}
-    special = _special_tokens(tokenizer, generation)
+    special = special_tokens(tokenizer, generation)
     described = config_to_huggingface(model.config) | special
     described["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     with replacing_folder(folder) as temporary:
@@ -151,7 +151,7 @@ def _from_huggingface(name: str) -> str:
     return name.removeprefix("model.").replace(".feed_forward.", ".mlp.")
 
 
-def _special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+def special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
     """The ids of bos, eos (a list where there are several) and pad; the tokenizer's, and what it does not have."""
     found = {name: generation[name] for name in SPECIAL if generation.get(name) is not None}
     own = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name, None) is not None}

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -123,16 +123,10 @@ def _decode(
 ) -> list[_Row]:
     """Decode one batch: read the prompts, copy their cache for each replica, then decode all rows in step."""
     device = model.output_weight.device
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64, device=device)
-    for at, prompt in enumerate(prompts):
-        ids[at, : len(prompt.ids)] = torch.tensor(prompt.ids)
-    cache = model.new_cache(len(prompts), width + settings.longest(len(ending.closing)))
-    hidden = model(ids, cache=cache)
-    cache.truncate(lengths)
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1].repeat_interleave(replicas, 0)
-    cache = cache.expand(replicas)
+    last, cache = _read_prompts(
+        model, [prompt.ids for prompt in prompts], settings.longest(len(ending.closing))
+    )
+    last, cache = last.repeat_interleave(replicas, 0), cache.expand(replicas)
     rows = [_Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
     live, position = rows, 0
     streams = UniformStreams(seed, step, [(row.prompt.index, row.replica) for row in rows])
@@ -156,6 +150,20 @@ def _decode(
             live = [live[at] for at in going]
         last = model(chosen, cache=cache)[:, 0]
         position += 1
+
+
+def _read_prompts(model: Decoder, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[torch.Tensor, Any]:
+    """The hidden state [N, D] of each prompt's last token, and a cache with room for so many more tokens."""
+    if not isinstance(model, Decoder):
+        return model.prefill(prompts)  # the adapter of training.transformers_model knows its own cache
+    device = model.output_weight.device
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    width = int(lengths.max())
+    padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in prompts], device=device)
+    cache = model.new_cache(len(prompts), width + room)
+    hidden = model(padded, cache=cache)
+    cache.truncate(lengths)
+    return hidden[torch.arange(len(prompts), device=device), lengths - 1], cache
 
 
 @dataclass

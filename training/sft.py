@@ -19,13 +19,13 @@ from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
 from training.checkpoint import load_checkpoint_model
-from training.huggingface import read_generation, save_huggingface
+from training.huggingface import read_generation
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
 from training.order import Batch
 from training.packing import seeded_permutation
 from training.schedules import Schedule
-from training.start import start_config, start_tokenizer
+from training.start import policy_config, save_policy, start_tokenizer
 
 OPEN_ROWS = 64
 
@@ -137,7 +137,7 @@ def sft(
     settings = settings or SftSettings()
     out, start = Path(out), Path(start)
     tokenizer = start_tokenizer(start, tokenizer)
-    config = start_config(start)
+    config = policy_config(start)
     read = read_chats(data, tokenizer, method=settings.mask)
     chats, left_out = fit_chats(read.chats, settings, config.max_positions, str(data))
     order = ChatOrder(chats, settings)
@@ -151,7 +151,7 @@ def sft(
     )
     final = out / "model"
     generation = read_generation(start) | (generation or {})
-    save_huggingface(load_checkpoint_model(result.final), final, tokenizer, generation)
+    save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
     report = {"chats": len(chats), "left_out": left_out, "broken": [asdict(b) for b in read.broken]}
     write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})
     return SftResult(final, order.steps, len(chats), left_out)

@@ -72,7 +72,7 @@ def accumulate_gradients(
         part = batch_on(rows_of(batch, first, min(first + size, count)), device)
         with _precision(precision, device):
             hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
-            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons)
+            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons, model.softcap)
         loss = summed.total / labels
         loss.backward()
         total += loss.detach()
