@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+LONG_ROW = 1024  # tokens beyond which a CPU reads the documents of a packed row one by one
 Span = tuple[int, int, int]  # row, first token, token after the last
 
 

@@ -149,4 +149,6 @@ class GrpoSettings:
             for key, value in deciding["objective"].items()
             if key not in NEWER_OBJECTIVES or value != plain[key]
         }
+        if self.rollout.engine == "own":
+            del deciding["rollout"]["engine"]
         return deciding

@@ -54,7 +54,7 @@ def save_huggingface(
             remedy="Save the model with the tokenizer it was trained with",
         )
     state = {
-        _to_huggingface(name, model.config.family): parameter.detach()
+        huggingface_name(name, model.config.family): parameter.detach()
         .to("cpu", dtype or parameter.dtype)
         .contiguous()
         for name, parameter in model.named_parameters()
@@ -141,7 +141,8 @@ def _write_weights(state: dict[str, Tensor], folder: Path, shard_bytes: int) -> 
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _to_huggingface(name: str, family: Family) -> str:
+def huggingface_name(name: str, family: Family) -> str:
+    """The name in a Hugging Face folder of a parameter of the decoder."""
     if name == "lm_head.weight":
         return name
     return "model." + (name.replace(".mlp.", ".feed_forward.") if family == "llama4_text" else name)

@@ -81,18 +81,7 @@ def roll_out(
     Run it under `torch.autocast` for bfloat16 products. Raises DataError for a prompt that is empty or leaves
     no room for its completion in the model's context. `label` shows progress.
     """
-    longest = settings.longest(len(ending.closing))
-    for prompt in prompts:
-        if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
-            what = (
-                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the "
-                f"model reads {model.config.max_positions}"
-            )
-            raise DataError(
-                what if prompt.ids else "The prompt is empty",
-                where=f"prompt {prompt.index}",
-                remedy="Leave it out, or shorten the completion (max_tokens, or the budgets)",
-            )
+    check_prompts(model, prompts, settings, ending)
     together = max(settings.batch_rollouts // replicas, 1)
     rollouts: list[Rollout] = []
     training = model.training
@@ -111,6 +100,24 @@ def roll_out(
     return rollouts
 
 
+def check_prompts(
+    model: Decoder, prompts: Sequence[Prompt], settings: RolloutSettings, ending: Ending
+) -> None:
+    """Raise DataError for a prompt that is empty or leaves no room for its completion in the model's context."""
+    longest = settings.longest(len(ending.closing))
+    for prompt in prompts:
+        if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
+            what = (
+                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the "
+                f"model reads {model.config.max_positions}"
+            )
+            raise DataError(
+                what if prompt.ids else "The prompt is empty",
+                where=f"prompt {prompt.index}",
+                remedy="Leave it out, or shorten the completion (max_tokens, or the budgets)",
+            )
+
+
 @torch.inference_mode()
 def _decode(
     model: Decoder,
@@ -120,14 +127,14 @@ def _decode(
     replicas: int,
     seed: int,
     step: int,
-) -> list[_Row]:
+) -> list[Row]:
     """Decode one batch: read the prompts, copy their cache for each replica, then decode all rows in step."""
     device = model.output_weight.device
     last, cache = _read_prompts(
         model, [prompt.ids for prompt in prompts], settings.longest(len(ending.closing))
     )
     last, cache = last.repeat_interleave(replicas, 0), cache.expand(replicas)
-    rows = [_Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
+    rows = [Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
     live, position = rows, 0
     streams = UniformStreams(seed, step, [(row.prompt.index, row.replica) for row in rows])
     while True:
@@ -167,7 +174,7 @@ def _read_prompts(model: Decoder, prompts: Sequence[tuple[int, ...]], room: int)
 
 
 @dataclass
-class _Row:
+class Row:
     """One rollout while it is decoded: what it holds and what phase it is in."""
 
     prompt: Prompt
@@ -183,6 +190,7 @@ class _Row:
 
     @property
     def budgeted(self) -> bool:
+        """Whether thought and answer have budgets."""
         return self.settings.thinking_tokens is not None
 
     def token_for(self, sampled: int) -> int:
@@ -229,7 +237,17 @@ class _Row:
         elif not self.to_force and len(self.ids) >= settings.thinking_tokens:
             self.to_force = self.ending.rest_to_force(self.ids)
 
+    def left(self) -> int:
+        """Tokens that the row may still take in its phase."""
+        settings = self.settings
+        if settings.thinking_tokens is None or settings.answer_tokens is None:
+            return settings.max_tokens - len(self.ids)
+        if self.closed_at is None:
+            return settings.thinking_tokens - len(self.ids)
+        return self.closed_at + settings.answer_tokens - len(self.ids)
+
     def rollout(self) -> Rollout:
+        """What it has become, once it has finished."""
         if self.finish is None:
             raise RuntimeError("a rollout was read before it had finished")
         thinking = len(self.ids) if self.closed_at is None else self.closed_at

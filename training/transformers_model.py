@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from curation.atomic import read_json, replacing_folder, write_json
 from curation.errors import DataError
-from training.document_rows import by_documents
+from training.document_rows import LONG_ROW, by_documents
 from training.huggingface import GENERATION, read_config, special_tokens
 from training.transformers_trials import find_head, keeps_documents_apart, takes_cache
 
@@ -164,7 +164,7 @@ class TransformersModel(nn.Module):
             return cache.read(self, input_ids)
         if document_ids is None:
             return self.hidden(input_ids)
-        if positions is not None and self._apart:
+        if positions is not None and input_ids.shape[1] <= LONG_ROW and self._apart:
             return self.hidden(input_ids, position_ids=positions)
         return by_documents(self._read_padded, input_ids, document_ids)
 
@@ -230,7 +230,8 @@ class TransformersModel(nn.Module):
 
     def _read_padded(self, ids: Tensor, lengths: Tensor) -> Tensor:
         mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
-        return self.hidden(ids, attention_mask=mask.long())
+        # Without padding no mask is made, which at 32k tokens would be a gigabyte.
+        return self.hidden(ids) if bool(mask.all()) else self.hidden(ids, attention_mask=mask.long())
 
     @cached_property
     def _head(self) -> Any:
