@@ -108,6 +108,13 @@ class Ending:
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=False)
 
+        if settings.thinking_tokens is not None and settings.closing.strip() not in decode(list(closing)):
+            raise RecipeError(
+                f"The tokenizer cannot spell the closing string {settings.closing!r}: it comes back as "
+                f"{decode(list(closing))!r}",
+                where="rollout.closing",
+                remedy="Give the string that ends a thought of this model; it may be several tokens",
+            )
         return cls(ends, closing, settings.closing, decode)
 
     def closes(self, ids: list[int]) -> bool:

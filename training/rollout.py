@@ -139,12 +139,14 @@ def _decode(
     streams = UniformStreams(seed, step, [(row.prompt.index, row.replica) for row in rows])
     while True:
         uniforms = None if settings.temperature == 0 else streams.at(position).to(device)
-        sampled, logprobs = choose_tokens(
-            model.logits(last), uniforms, temperature=settings.temperature, top_p=settings.top_p
+        logits = model.logits(last)
+        sampled, normaliser = choose_tokens(
+            logits, uniforms, temperature=settings.temperature, top_p=settings.top_p
         )
         tokens = [row.token_for(token) for row, token in zip(live, sampled.tolist(), strict=True)]
         chosen = torch.tensor(tokens, device=device)[:, None]
-        taken = logprobs.gather(-1, chosen)[:, 0].tolist()
+        picked = logits.gather(-1, chosen)[:, 0].float() / (settings.temperature or 1.0)
+        taken = (picked - normaliser).tolist()
         for row, token, logprob in zip(live, tokens, taken, strict=True):
             row.take(token, logprob)
         going = [at for at, row in enumerate(live) if row.finish is None]
