@@ -1,6 +1,6 @@
 """Post-training: rollouts against transformers, a step of GRPO against TRL's, and what rewards cost.
 
-    python -m benchmarks.post_training [--write] [--quick] [rollouts step rewards memory]
+    python -m benchmarks.post_training [--write] [--quick] [--precision float32] [rollouts step rewards memory]
 
 One thread, CPU time, opponents in turn. `--quick` runs everything small, so that it cannot rot; `--write` puts the
 tables into docs/benchmarks.md. TRL is needed for `step` only, and left out where it is missing.
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from training.rewards import named_reward
 from training.rollout import Prompt, RolloutSettings, roll_out
 
 END, PAD = 1, 2
+PRECISIONS = ("float32", "bfloat16")
 MEAN_LENGTH = 42  # of 128 tokens, exponential: what a policy that has learnt to stop looks like
 
 
@@ -85,7 +87,7 @@ def rates(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, l
     return found
 
 
-def rollouts(folder: Path, *, quick: bool, write: bool) -> None:
+def rollouts(folder: Path, *, quick: bool, write: bool, precisions: Sequence[str] = PRECISIONS) -> None:
     """Useful tokens per CPU second on ragged lengths: ours against `transformers.generate`."""
     from transformers import AutoModelForCausalLM
 
@@ -121,15 +123,11 @@ def rollouts(folder: Path, *, quick: bool, write: bool) -> None:
 
         return work
 
-    found = rates(
-        {
-            "generate, float32": theirs(torch.float32),
-            "ours, float32": own(False),
-            "generate, bfloat16": theirs(torch.bfloat16),
-            "ours, bfloat16": own(True),
-        },
-        1 if quick else 3,
-    )
+    contestants: dict[str, Callable[[], int]] = {}
+    for name in precisions:
+        contestants[f"generate, {name}"] = theirs(getattr(torch, name))
+        contestants[f"ours, {name}"] = own(name == "bfloat16")
+    found = rates(contestants, 1 if quick else 2)
     rows = []
     for name, values in found.items():
         precision = name.rpartition(" ")[2]
@@ -148,9 +146,9 @@ def rollouts(folder: Path, *, quick: bool, write: bool) -> None:
     publish("rollouts", text, write=write)
 
 
-def step(folder: Path, *, quick: bool, write: bool) -> None:
+def step(folder: Path, *, quick: bool, write: bool, precisions: Sequence[str] = PRECISIONS) -> None:
     """CPU seconds of a whole step of GRPO: sampling, rewards, one update; ours against TRL's on the same weights."""
-    groups, replicas, longest, steps = (2, 4, 16, 2) if quick else (8, 8, 128, 4)
+    groups, replicas, longest, steps = (2, 4, 16, 2) if quick else (8, 8, 128, 2)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     generator = torch.Generator().manual_seed(2)
     prompts = [
@@ -159,7 +157,7 @@ def step(folder: Path, *, quick: bool, write: bool) -> None:
     ]
     rows = []
     seconds: dict[str, float] = {}
-    for precision in ("float32", "bfloat16"):
+    for precision in precisions:
         for name, run in (("TRL", _trl_steps), ("ours", _own_steps)):
             if name == "TRL" and importlib.util.find_spec("trl") is None:
                 continue
@@ -167,6 +165,7 @@ def step(folder: Path, *, quick: bool, write: bool) -> None:
                 marks = run(folder, prompts, Path(out), groups, replicas, longest, steps + 1, precision)
             taken = [b - a for a, b in zip(marks, marks[1:], strict=False)]
             seconds[f"{name} {precision}"] = statistics.median(taken)
+            print(f"{name}, {precision}: {taken}", file=sys.stderr, flush=True)
             ratio = seconds.get(f"TRL {precision}", float("nan")) / seconds[f"{name} {precision}"]
             rows.append((f"{name}, {precision}", f"{seconds[f'{name} {precision}']:.2f}", f"{ratio:.1f}"))
     text = (
@@ -182,9 +181,18 @@ def step(folder: Path, *, quick: bool, write: bool) -> None:
 
 
 def _own_steps(
-    folder: Path, prompts: list[str], out: Path, groups: int, replicas: int, longest: int, steps: int, precision: str
+    folder: Path,
+    prompts: list[str],
+    out: Path,
+    groups: int,
+    replicas: int,
+    longest: int,
+    steps: int,
+    precision: str,
 ) -> list[float]:
-    (out / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in prompts))
+    (out / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in prompts)
+    )
     marks: list[float] = []
     calls = [0]
 
@@ -204,7 +212,14 @@ def _own_steps(
 
 
 def _trl_steps(
-    folder: Path, prompts: list[str], out: Path, groups: int, replicas: int, longest: int, steps: int, precision: str
+    folder: Path,
+    prompts: list[str],
+    out: Path,
+    groups: int,
+    replicas: int,
+    longest: int,
+    steps: int,
+    precision: str,
 ) -> list[float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -259,7 +274,9 @@ def rewards(folder: Path, *, quick: bool, write: bool) -> None:
     text = (
         "## Rewards\n\n`python -m benchmarks.post_training rewards`. Milliseconds of one check, medians; programs run in "
         "the sandbox, in processes of their own, so their wall time and its best tenth are shown, and the load "
-        "counts.\n\n" + table(("check", "median ms", "best tenth ms"), rows) + f"\n{machine('math-verify')}.\n"
+        "counts.\n\n"
+        + table(("check", "median ms", "best tenth ms"), rows)
+        + f"\n{machine('math-verify')}.\n"
     )
     publish("rewards", text, write=write)
 
@@ -325,9 +342,7 @@ def memory(folder: Path, *, quick: bool, write: bool) -> None:
     """Memory that an update of one long packed row takes, in a process of its own."""
     rows = []
     for tokens, documents, every in (
-        [(2048, 2, 1)]
-        if quick
-        else [(8192, 4, 1), (8192, 4, 0), (32768, 8, 1), (32768, 8, 0), (32768, 1, 1)]
+        [(2048, 2, 1)] if quick else [(8192, 4, 1), (8192, 4, 0), (32768, 8, 1), (32768, 8, 0), (32768, 1, 1)]
     ):
         command = [sys.executable, "-c", MEMORY, str(tokens), str(documents), str(every)]
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.split()
@@ -346,10 +361,15 @@ SECTIONS = {"rollouts": rollouts, "step": step, "rewards": rewards, "memory": me
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", default=[], help=", ".join(SECTIONS))
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, action="append", help="of rollouts and step; default both"
+    )
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.sections) - set(SECTIONS)
     if unknown:
@@ -358,7 +378,10 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = ragged_model(Path(place) / "model", quick=chosen.quick)
         for name in chosen.sections or SECTIONS:
-            SECTIONS[name](folder, quick=chosen.quick, write=chosen.write)
+            section = SECTIONS[name]
+            if name in ("rollouts", "step"):
+                section = partial(section, precisions=chosen.precision or PRECISIONS)
+            section(folder, quick=chosen.quick, write=chosen.write)
 
 
 if __name__ == "__main__":

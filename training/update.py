@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError
-from training.document_rows import LONG_ROW, by_documents
 from training.distributed import ALONE, Ranks
+from training.document_rows import LONG_ROW, by_documents
 from training.gradient_sum import GradientSum
 from training.lessons import Lessons, batch_loss, batch_on, rows_of
 from training.losses import IGNORED

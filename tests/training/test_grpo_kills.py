@@ -58,7 +58,12 @@ def test_killed_in_rollout_update_and_save(files, tmp_path):
     moments = [
         (training.rollout, "choose_tokens", 3, False),  # in the middle of a rollout
         (torch.optim.AdamW, "step", 1, True),  # the weights have moved and nothing is saved
-        (training.checkpoint, "save_file", 2, False),  # the weights of a checkpoint are there, the moments not
+        (
+            training.checkpoint,
+            "save_file",
+            2,
+            False,
+        ),  # the weights of a checkpoint are there, the moments not
         (training.rollout, "choose_tokens", 2, True),
         (torch.optim.AdamW, "step", 2, True),  # between the two updates of a step and its end
         (training.checkpoint, "write_json", 1, True),  # all is written and not yet renamed

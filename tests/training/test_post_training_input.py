@@ -57,7 +57,10 @@ def test_masks_of_published_templates_without_markers(tokenizer):
                 with pytest.raises(DataError, match="once more follows"):
                     render_chat(plain, chat, method="prefixes")
                 continue
-            ours, theirs = render_chat(plain, chat, method="prefixes"), render_chat(known, chat, method="markers")
+            ours, theirs = (
+                render_chat(plain, chat, method="prefixes"),
+                render_chat(known, chat, method="markers"),
+            )
             if ours.ids != theirs.ids and name != "phi3":
                 continue  # their copy renders something else
             assert all(t for o, t in zip(ours.assistant, theirs.assistant, strict=True) if o), name
@@ -118,7 +121,13 @@ def test_a_template_that_fails_is_named(tmp_path):
 
 def test_an_answer_that_would_hang_a_checker_costs_no_run(tmp_path):
     check = named_reward("math")
-    for bomb in ("9**9**9**9", "\\boxed{" + "(" * 3000 + "1", "\\boxed{10^{10^{10}}}", "1" * 10**6, "\\boxed{9!!!!!!}"):
+    for bomb in (
+        "9**9**9**9",
+        "\\boxed{" + "(" * 3000 + "1",
+        "\\boxed{10^{10^{10}}}",
+        "1" * 10**6,
+        "\\boxed{9!!!!!!}",
+    ):
         assert not check(bomb, "4").correct
 
 
