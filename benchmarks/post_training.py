@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +164,15 @@ def step(folder: Path, *, quick: bool, write: bool, precisions: Sequence[str] = 
                 continue
             with tempfile.TemporaryDirectory() as out:
                 marks = run(folder, prompts, Path(out), groups, replicas, longest, steps + 1, precision)
-            taken = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+            taken = [b - a for a, b in pairwise(marks)]
             seconds[f"{name} {precision}"] = statistics.median(taken)
             print(f"{name}, {precision}: {taken}", file=sys.stderr, flush=True)
             ratio = seconds.get(f"TRL {precision}", float("nan")) / seconds[f"{name} {precision}"]
             rows.append((f"{name}, {precision}", f"{seconds[f'{name} {precision}']:.2f}", f"{ratio:.1f}"))
     text = (
         "## A step of GRPO\n\n"
-        f"`python -m benchmarks.post_training step`: the same weights, {groups} prompts of 32 tokens, {replicas} answers "
-        f"of at most {longest} tokens (mean {MEAN_LENGTH}), Dr. GRPO's loss, no deviation, no KL, one update of AdamW. "
+        f"`python -m benchmarks.post_training step`: the same weights, {groups} prompts of 32 tokens, {replicas} "
+        f"answers of at most {longest} tokens (mean {MEAN_LENGTH}), Dr. GRPO's loss, no deviation, no KL, one update. "
         "CPU seconds from one step's rewards to the next's, median.\n\n"
         + table(("trainer", "CPU seconds per step", "times TRL"), rows)
         + f"\n{machine('torch', 'transformers', 'trl')}. One thread. TRL in micro-batches of 16 as ours; its bfloat16 "
@@ -272,8 +273,8 @@ def rewards(folder: Path, *, quick: bool, write: bool) -> None:
         rows.append((name, f"{statistics.median(times) * 1e3:.3f}", ""))
     rows += _program_rows(20 if quick else 200)
     text = (
-        "## Rewards\n\n`python -m benchmarks.post_training rewards`. Milliseconds of one check, medians; programs run in "
-        "the sandbox, in processes of their own, so their wall time and its best tenth are shown, and the load "
+        "## Rewards\n\n`python -m benchmarks.post_training rewards`. Milliseconds of one check, medians; programs run "
+        "in the sandbox, in processes of their own, so their wall time and its best tenth are shown, and the load "
         "counts.\n\n"
         + table(("check", "median ms", "best tenth ms"), rows)
         + f"\n{machine('math-verify')}.\n"

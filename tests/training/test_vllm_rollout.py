@@ -45,7 +45,7 @@ class LLM:
     ):
         assert logprobs_mode == "processed_logprobs" and 0 < gpu_memory_utilization < 1
         self.model, self.calls, self.loaded = load_huggingface(model), 0, 0
-        self.names = {name for name in _names(self.model)}
+        self.names = set(_names(self.model))
         LLM.made = self
 
     def apply_model(self, function):
