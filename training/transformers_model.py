@@ -28,6 +28,7 @@ from curation.atomic import read_json, replacing_folder, write_json
 from curation.errors import DataError
 from training.document_rows import LONG_ROW, by_documents
 from training.huggingface import GENERATION, read_config, special_tokens
+from training.transformers_cache import CachedRows, RereadRows
 from training.transformers_trials import find_head, keeps_documents_apart, takes_cache
 
 MOST_POSITIONS = 1 << 20  # of a model that names no longest context
@@ -166,7 +167,7 @@ class TransformersModel(nn.Module):
             return self.hidden(input_ids)
         if positions is not None and input_ids.shape[1] <= LONG_ROW and self._apart:
             return self.hidden(input_ids, position_ids=positions)
-        return by_documents(self._read_padded, input_ids, document_ids)
+        return by_documents(self.read_padded, input_ids, document_ids)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
         """The hidden state [N, D] of each prompt's last token, and a cache that goes on from there."""
@@ -228,7 +229,8 @@ class TransformersModel(nn.Module):
             return states
         return torch.cat([states, states.new_ones(*states.shape[:-1], 1)], -1)
 
-    def _read_padded(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def read_padded(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states [N, L, D] of rows padded on the right."""
         mask = torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
         # Without padding no mask is made, which at 32k tokens would be a gigabyte.
         return self.hidden(ids) if bool(mask.all()) else self.hidden(ids, attention_mask=mask.long())
@@ -244,77 +246,6 @@ class TransformersModel(nn.Module):
     @cached_property
     def _cached(self) -> bool:
         return takes_cache(self)
-
-
-class CachedRows:
-    """Rows that are being decoded on transformers' own cache; padded on the left, so that slots follow positions."""
-
-    def begin(self, model: TransformersModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-        from transformers import DynamicCache
-
-        device = model.output_weight.device
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        self.mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-        )
-        self.past = DynamicCache(config=model.inner.config)
-        return self._read(model, ids, (self.mask.cumsum(1) - 1).clamp(min=0))
-
-    def read(self, model: TransformersModel, ids: Tensor) -> Tensor:
-        """The hidden states [B, 1, D] of one more token in every row."""
-        positions = self.mask.sum(1, keepdim=True)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], 1)
-        return self._read(model, ids, positions)[:, None]
-
-    def _read(self, model: TransformersModel, ids: Tensor, positions: Tensor) -> Tensor:
-        told = {"position_ids": positions} if model.takes_positions else {}
-        return model.hidden(ids, attention_mask=self.mask, past_key_values=self.past, use_cache=True, **told)[
-            :, -1
-        ]
-
-    def expand(self, copies: int) -> CachedRows:
-        """Row r becomes the rows r * copies ...; in place."""
-        self.past.batch_repeat_interleave(copies)
-        self.mask = self.mask.repeat_interleave(copies, 0)
-        return self
-
-    def select(self, rows: Tensor) -> CachedRows:
-        """Keep `rows` only; in place."""
-        self.past.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-        return self
-
-
-class RereadRows:
-    """Rows that are being decoded without a cache: the slower path, each token reads its whole row."""
-
-    def begin(self, model: TransformersModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-        self.rows = [list(prompt) for prompt in prompts]
-        return self._read(model)
-
-    def read(self, model: TransformersModel, ids: Tensor) -> Tensor:
-        """The hidden states [B, 1, D] of one more token in every row."""
-        for row, token in zip(self.rows, ids[:, 0].tolist(), strict=True):
-            row.append(token)
-        return self._read(model)[:, None]
-
-    def _read(self, model: TransformersModel) -> Tensor:
-        device = model.output_weight.device
-        lengths = torch.tensor([len(row) for row in self.rows], device=device)
-        width = int(lengths.max())
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in self.rows], device=device)
-        return model._read_padded(ids, lengths)[torch.arange(len(ids), device=device), lengths - 1]
-
-    def expand(self, copies: int) -> RereadRows:
-        """Row r becomes the rows r * copies ...; in place."""
-        self.rows = [list(row) for row in self.rows for _ in range(copies)]
-        return self
-
-    def select(self, rows: Tensor) -> RereadRows:
-        """Keep `rows` only; in place."""
-        self.rows = [self.rows[row] for row in rows.tolist()]
-        return self
 
 
 def _wrapped(around: Callable[..., Any], index: int, own: Callable[..., Any]) -> Callable[..., Any]:

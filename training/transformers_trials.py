@@ -7,15 +7,13 @@ trains on the wrong data. Each trial compares with the plain way, and has a cont
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from curation.errors import DataError
-
-if TYPE_CHECKING:
-    from training.transformers_model import TransformersModel
+from training.transformers_cache import CachedRows
 
 AGREES = 0.01  # an error below this share of the control's difference is rounding
 FIRST, SECOND = 5, 7
@@ -30,7 +28,7 @@ class Head:
 
 
 @torch.no_grad()
-def find_head(model: TransformersModel) -> Head:
+def find_head(model: Any) -> Head:
     """The head of `model`, checked against its own logits. DataError when they are something else."""
     head = model.inner.get_output_embeddings()
     ids = _tokens(model)[None]
@@ -56,7 +54,7 @@ def find_head(model: TransformersModel) -> Head:
 
 
 @torch.no_grad()
-def keeps_documents_apart(model: TransformersModel) -> bool:
+def keeps_documents_apart(model: Any) -> bool:
     """Whether positions that restart in a packed row keep its documents from reading each other."""
     ids = _tokens(model)
     positions = torch.cat([torch.arange(FIRST), torch.arange(SECOND)]).to(ids)
@@ -73,10 +71,8 @@ def keeps_documents_apart(model: TransformersModel) -> bool:
 
 
 @torch.no_grad()
-def takes_cache(model: TransformersModel) -> bool:
+def takes_cache(model: Any) -> bool:
     """Whether decoding on transformers' cache gives the hidden states of reading whole rows, for ragged prompts."""
-    from training.transformers_model import CachedRows
-
     ids = _tokens(model)
     rows, copies = [ids[:3].tolist(), ids[3:9].tolist()], 2
     following = ids[9:12].tolist()
@@ -101,7 +97,7 @@ def takes_cache(model: TransformersModel) -> bool:
     return True
 
 
-def _tokens(model: TransformersModel) -> Tensor:
+def _tokens(model: Any) -> Tensor:
     """A dozen tokens of the model's vocabulary, all different where there are so many."""
     count = model.config.vocab_size
     device = next(model.inner.parameters()).device
