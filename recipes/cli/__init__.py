@@ -57,6 +57,7 @@ def main() -> None:
         post_training,
         running,
         training,
+        tuning,
     )
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.
