@@ -58,13 +58,14 @@ class Row:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows padded on the right to one length T.
+    """Rows padded on the right to one length T; S pieces of documents, one in each row unless they are packed.
 
     input_ids : int64 [B, T]
     labels    : int64 [B, T], the next token; -100 on padding
-    positions : int64 [B, T], counted from the row's start
-    weights   : float64 [B], what the loss of one target of the row counts in the loss of its document
-    documents : index of each row's document
+    positions : int64 [B, T], counted from the piece's start
+    weights   : float64 [S], what the loss of one target of the piece counts in the loss of its document
+    documents : index of each piece's document
+    segments  : int64 [B, T], the piece that a token belongs to, S on padding; None: row r is piece r
     """
 
     input_ids: Tensor
@@ -72,6 +73,19 @@ class RowBatch:
     positions: Tensor
     weights: Tensor
     documents: tuple[int, ...]
+    segments: Tensor | None = None
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Values of tokens [B, T] or [B, T, k], 0 on padding, to weighted sums of the pieces: float64 [S(, k)]."""
+        if self.segments is None:
+            sums = values.sum(1, dtype=torch.float64)
+        else:
+            sums = torch.zeros(
+                len(self.documents) + 1, *values.shape[2:], dtype=torch.float64, device=values.device
+            )
+            sums.index_add_(0, self.segments.flatten(), values.flatten(0, 1).double())
+            sums = sums[:-1]
+        return sums * (self.weights if values.dim() == 2 else self.weights[:, None])
 
     @property
     def tokens(self) -> int:
