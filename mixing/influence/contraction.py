@@ -62,7 +62,9 @@ class Contraction:
             return torch.einsum("koi,...i->...ko", self.whole, x)
         assert self.right is not None and self.left is not None
         inner = F.linear(x, self.right)
-        turned = inner[..., None, :] if self.core is None else torch.einsum("...r,ksr->...ks", inner, self.core)
+        turned = (
+            inner[..., None, :] if self.core is None else torch.einsum("...r,ksr->...ks", inner, self.core)
+        )
         return turned @ self.left.T
 
     def cast(self, dtype: torch.dtype, gain: Tensor | None = None) -> Contraction:

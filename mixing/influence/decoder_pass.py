@@ -34,7 +34,7 @@ from training.fused_layer import (
     turned_backward,
     turned_pairs,
 )
-from training.model import Decoder, document_mask, rotation
+from training.model import FUSED_MODULES, Decoder, document_mask, rotation
 
 # Group of matrices that read one input -> the parameters whose rows it stacks.
 GROUPS = {
@@ -45,6 +45,8 @@ GROUPS = {
 }
 NORMS = {"qkv": "input_layernorm", "in": "post_attention_layernorm"}
 HEAD = "head"
+# Tokens worked on at a time: what is kept for the way back should stay in the caches (2,048 is 3 % slower).
+PASS_TOKENS = 1024
 SMALLEST_GAIN = 1e-4  # a gain below this (relative to the largest) cannot be divided by
 
 
@@ -85,6 +87,9 @@ class Kept:
 
 def fits(model: Decoder) -> str:
     """Why the pass cannot run `model`, or an empty string."""
+    for module in model.layers.modules():
+        if type(module) not in FUSED_MODULES or "forward" in vars(module):
+            return f"a {type(module).__name__} that is not the decoder's own"
     if model.config.qk_norm == "rms_before_rope":
         return "norms of queries and keys with gains"
     if model.embed_tokens.weight.device.type != "cpu":
@@ -116,27 +121,39 @@ def group_directions(model: Decoder, vectors: Sequence[Vectors]) -> dict[str, Te
 
 
 def _of(vectors: Vectors, name: str, like: Tensor) -> Tensor:
-    return vectors[name].to(like.device, torch.float64) if name in vectors else like.new_zeros(like.shape).double()
+    return (
+        vectors[name].to(like.device, torch.float64)
+        if name in vectors
+        else like.new_zeros(like.shape).double()
+    )
 
 
 class DecoderPass:
     """The pass for k directions: `rows(batch)` gives float64 [documents of the batch, k].
 
-    contractions : for each group of `group_directions`, how <g, V x> is made
+    contractions : for each group of `group_directions`, how <g, V x> is made; None: whole, which is exact
     dtype        : of the matrix products; the residual stream, softmax and sums are float32 or more
+    see          : is shown every group's inputs and output gradients
     """
+
+    packs = True
 
     def __init__(
         self,
         adapter: DecoderAdapter,
         vectors: Sequence[Vectors],
-        contractions: Mapping[str, Contraction],
+        contractions: Mapping[str, Contraction] | None,
         dtype: torch.dtype,
+        see: See | None = None,
     ) -> None:
         model = self.model = adapter.model
         if reason := fits(model):
             raise UnknownLayerError(reason)
-        self.adapter, self.count, self.dtype = adapter, len(vectors), dtype
+        self.adapter, self.count, self.dtype, self.see = adapter, len(vectors), dtype, see
+        self.name = "ghost" if contractions is None else "ghost_low_rank"
+        if contractions is None:
+            whole = group_directions(model, vectors)
+            contractions = {n: Contraction(whole=v) for n, v in whole.items()}
         self.wide = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
         config = model.config
         self.shape = LayerShape(
@@ -210,12 +227,22 @@ class DecoderPass:
         used = sum(w.contraction.products for w in weights if w.contraction is not None)
         return used, sum(w.matrix.numel() for w in weights)
 
+    @property
+    def forwards(self) -> float:
+        """Forward, half a backward, and the products with the directions by their share of the work."""
+        used, own = self.products
+        return 2.0 + used / own
+
     @torch.no_grad()
-    def rows(self, batch: RowBatch, see: See | None = None) -> Tensor:
-        """Weighted derivatives of the documents of `batch`, float64 [S, k]; `see` is shown each group."""
-        tokens = batch.input_ids.shape[1]
+    def rows(self, batch: RowBatch) -> Tensor:
+        """Weighted derivatives of the pieces of `batch`, float64 [S, k]."""
+        rows, tokens = batch.input_ids.shape
         if tokens > FUSED_TOKENS:
             raise UnknownLayerError(f"rows of more than {FUSED_TOKENS} tokens")
+        if batch.segments is None and rows > 1 and rows * tokens > PASS_TOKENS:
+            step = max(PASS_TOKENS // tokens, 1)
+            parts = [self.rows(batch.part(at, at + step)) for at in range(0, rows, step)]
+            return torch.cat(parts)
         ids = batch.input_ids.flatten()
         total = torch.zeros(len(ids), self.count, dtype=self.wide)
         cos, sin = rotation(batch.positions, self.model.frequencies, self.wide)
@@ -226,9 +253,9 @@ class DecoderPass:
         for weights in self.layers:
             x, one = self._forward(x, weights, shared, batch)
             kept.append(one)
-        gradient = self._losses(x, batch, total, see)
+        gradient = self._losses(x, batch, total)
         for index in reversed(range(len(kept))):
-            gradient = self._backward(gradient, kept.pop(), index, shared, total, see)
+            gradient = self._backward(gradient, kept.pop(), index, shared, total)
         if self.embedded is not None:
             for k, vector in enumerate(self.embedded):
                 total[:, k] += (gradient * vector[ids]).sum(-1)
@@ -280,17 +307,15 @@ class DecoderPass:
         wide = torch.addcmul(wide, unit, sums[:, -1:], value=-1.0)
         return wide.mul_(scale) if onto is None else torch.addcmul(onto, wide, scale)
 
-    def _backward(
-        self, wide: Tensor, kept: Kept, index: int, shared: tuple, total: Tensor, see: See | None
-    ) -> Tensor:
+    def _backward(self, wide: Tensor, kept: Kept, index: int, shared: tuple, total: Tensor) -> Tensor:
         turn, _, shape = shared
         layer = self.layers[index]
 
         def add(group: str, x: Tensor, gradient: Tensor) -> None:
             weights = layer[group]
-            if see is not None:
+            if self.see is not None:
                 gain = None if group not in NORMS else self._gain(index, group)
-                see(f"layers.{index}.{group}", x if gain is None else x * gain, gradient)
+                self.see(f"layers.{index}.{group}", x if gain is None else x * gain, gradient)
             if weights.contraction is not None:
                 total.add_(weights.contraction.pair(kept.inner.pop(group), gradient))
             if weights.slopes.shape[1]:
@@ -319,7 +344,7 @@ class DecoderPass:
         layer = self.model.layers[index]
         return getattr(layer, NORMS[group]).weight.to(self.dtype)
 
-    def _losses(self, x: Tensor, batch: RowBatch, total: Tensor, see: See | None) -> Tensor:
+    def _losses(self, x: Tensor, batch: RowBatch, total: Tensor) -> Tensor:
         """Gradient of the summed losses before the final norm; adds what the output weight and that norm do.
 
         With p the softmax and y the label of a token, dL/dz = p - onehot(y). The part of the label's own row
@@ -329,7 +354,7 @@ class DecoderPass:
         where = (labels != IGNORED).nonzero()[:, 0]
         unit, scale = self._unit(x)
         gradient = torch.zeros_like(unit)
-        weights, wide = self.head, self.wide
+        weights = self.head
         size = chunk_tokens(None, weights.matrix, self.dtype)
         block = max(BLOCK_LOGITS_CPU // len(weights.matrix), 1)
         buffer = torch.empty(min(size, len(where)), len(weights.matrix), dtype=self.dtype)
@@ -339,12 +364,12 @@ class DecoderPass:
             chances = torch.mm(u, weights.matrix.T, out=buffer[: len(part)])
             for at in range(0, len(part), block):
                 piece = chances[at : at + block]
-                piece.copy_(piece.to(wide).softmax(-1))
+                torch.softmax(piece, -1, out=piece)  # float32 inside, whatever the precision
             if weights.contraction is not None:
                 total[part] += self._output_part(weights.contraction, u, u * gain, y, chances)
+            if self.see is not None:
+                self.see(HEAD, u * gain, chances)
             chances[torch.arange(len(part)), y] -= 1.0
-            if see is not None:
-                see(HEAD, u * gain, chances)
             gradient[part] = chances @ weights.matrix
         return self._unit_backward(gradient, unit, scale, weights, total, None)
 

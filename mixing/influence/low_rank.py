@@ -77,7 +77,7 @@ class Weighted:
 
     def contraction(self, rank: int, lost: float) -> Contraction:
         """Both bases for `rank` of the shorter side; the longer side's drops the share `lost` of what is left."""
-        k, rows, short = self.columns.shape
+        k, rows = self.columns.shape[:2]
         if rank == 0:
             empty = self.whole.new_zeros(1, self.whole.shape[2]), self.whole.new_zeros(self.whole.shape[1], 1)
             return Contraction(right=empty[0], left=empty[1], core=self.whole.new_zeros(k, 1, 1))
@@ -123,7 +123,12 @@ def weigh_directions(directions: Tensor, moments: Moments, totals: Tensor) -> We
     energy, basis = torch.linalg.eigh(shares.T @ shares)
     basis = basis.flip(1)
     return Weighted(
-        directions, weighted @ basis, energy.clamp(min=0).flip(0), ((vectors / values) @ basis).T, long, across
+        directions,
+        weighted @ basis,
+        energy.clamp(min=0).flip(0),
+        ((vectors / values) @ basis).T,
+        long,
+        across,
     )
 
 
