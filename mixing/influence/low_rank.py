@@ -160,8 +160,7 @@ class LowRank:
         for name, weighted in self.weighted.items():
             names += [name] * len(weighted.energy)
             energies.append(weighted.energy.cpu())
-            cost = float(sum(weighted.whole.shape[1:]))
-            costs.append(torch.full_like(energies[-1], cost))
+            costs.append(torch.full_like(energies[-1], float(sum(weighted.whole.shape[1:]))))
         energy, cost = torch.cat(energies), torch.cat(costs)
         order = (energy / cost).argsort(descending=True, stable=True)
         kept = energy[order].cumsum(0)

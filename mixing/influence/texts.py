@@ -13,7 +13,7 @@ from mixing.influence.documents import SampleDocument, Tokenized
 from training.text_encoding import text_encoder
 
 Text = str | Mapping[str, Any]
-Samples = Sequence[Tokenized] | Sequence[Text]
+Samples = Sequence[Tokenized] | Sequence[Text] | Sequence[Tokenized | Text]
 
 
 def as_documents(
@@ -40,7 +40,7 @@ def as_documents(
             where=what,
             remedy="Use the tokenizer that the model was trained with",
         )
-    records = [{"text": item} if isinstance(item, str) else item for item in given]
+    records: list[Any] = [{"text": item} if isinstance(item, str) else item for item in given]
     for at, record in enumerate(records):
         if not isinstance(record, Mapping) or not isinstance(record.get("text"), str):
             raise DataError(

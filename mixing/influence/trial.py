@@ -25,7 +25,7 @@ from training.fused_layer import FUSED_TOKENS
 
 STEP_DOCUMENTS = 8  # of the pilot, on which the step of a finite difference is chosen
 MOMENT_DOCUMENTS = 32  # beside the pilot, from which the bases of low rank are made
-LOST = (1e-3, 1e-4, 1e-5, 1e-6)  # shares of the expected square given up, tried until the pilot agrees
+LOST = (1e-3, 3e-4, 1e-4, 1e-5)  # shares of the expected square given up, tried until the pilot agrees
 GOOD_STEP_ERROR = 1e-3  # root mean square, relative: a correlation of six nines
 HALF = (torch.bfloat16, torch.float16)
 
