@@ -251,8 +251,8 @@ def measure_kronfluence(contest: Contest, rounds: int) -> str:
         (b - a) / f for a, b, f in zip(times["few"].cpu, times["many"].cpu, times["F"].cpu, strict=True)
     )
     return (
-        f"kronfluence, one averaged query, no curvature, {contest.width} wide: {ratios[len(ratios) // 2]:.2f} F for each "
-        "sample (matrices of linear layers alone; rounds " + ", ".join(f"{r:.2f}" for r in ratios) + ")."
+        f"kronfluence, one averaged query, no curvature, {contest.width} wide: {ratios[len(ratios) // 2]:.2f} F for "
+        "each sample (matrices of linear layers alone; rounds " + ", ".join(f"{r:.2f}" for r in ratios) + ")."
     )
 
 
