@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,12 @@ from curation.errors import RecipeError
 from mixing.influence.weights import RowsMap, SourceWeight, positive_rows
 
 DRAWS = 20_000
-AIMS = (0.92, 0.88, 0.8, 0.7)  # share of the wish that the plan after look 1, 2 ... aims at, so that most suffice
+AIMS = (
+    0.92,
+    0.88,
+    0.8,
+    0.7,
+)  # share of the wish that the plan after look 1, 2 ... aims at, so that most suffice
 GROWTH = 0.25  # least growth of the sample of the source that matters most, if a plan asks for nothing
 MIN_UNITS = 8  # of a source, below which its variance is not believed
 
@@ -108,6 +114,17 @@ class SampledWeights:
             "why": self.why,
         }
 
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> SampledWeights:
+        """The inverse of `record`."""
+        return SampledWeights(
+            [SourceWeight(**row) for row in record["weights"]],
+            [Look(**look) for look in record["looks"]],
+            dict(record["population"]),
+            record["reached"],
+            record["why"],
+        )
+
 
 def look_error(error: float, look: int) -> float:
     """The part of `error` that look 1, 2, 3 ... may spend; the parts of all looks sum to it.
@@ -159,9 +176,7 @@ def sample_weights(
         reached = max(half.values()) <= stopping.half_width and not young
         if reached or taken == limit or len(looks) == stopping.looks:
             why = _why(stopping, reached, half, taken, {n: len(o) for n, o in order.items()})
-            return SampledWeights(
-                weights, looks, {n: len(o) for n, o in order.items()}, reached, why
-            )
+            return SampledWeights(weights, looks, {n: len(o) for n, o in order.items()}, reached, why)
         aim = AIMS[min(len(looks), len(AIMS)) - 1] * stopping.half_width
         spends = (error, look_error(1 - stopping.level, len(looks) + 1))
         wanted = estimate.plan(to_weights, half, aim, spends, limit)
@@ -203,7 +218,8 @@ class Estimate:
             SourceWeight(
                 name,
                 float(self.rho[g]),
-                *(float(v) for v in rho[:, g]),
+                float(rho[0, g]),
+                float(rho[1, g]),
                 float(found[g]),
                 # The estimate belongs to its interval, also where clipping pushes all draws to one side.
                 min(float(spans[0, g]), float(found[g])),

@@ -16,7 +16,7 @@ and -1, so the weights are 1 and 0, the second clipped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -84,18 +84,23 @@ def trust_region_weights(
     >>> trust_region_weights({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 0.0}, step=0.0)
     {'a': 0.5, 'b': 0.5}
     """
-    if set(current) != set(rho):
-        odd = sorted(set(current) ^ set(rho))[0]
-        raise DataError(
-            f"Source {odd!r} has a weight or a density but not both",
-            where="trust region",
-            remedy="Give the same sources to both",
-        )
+    same_sources(current, rho)
     names = list(rho)
     moved = trust_region_rows(
         np.array([current[name] for name in names]), np.array([[rho[name] for name in names]]), step
     )[0]
     return dict(zip(names, moved.tolist(), strict=True))
+
+
+def same_sources(current: Iterable[str], rho: Iterable[str]) -> None:
+    """DataError that names a source which has a weight or a density but not both."""
+    odd = sorted(set(current) ^ set(rho))
+    if odd:
+        raise DataError(
+            f"Source {odd[0]!r} has a weight or a density but not both",
+            where="trust region",
+            remedy="Give the same sources to both",
+        )
 
 
 def trust_region_rows(current: np.ndarray, rho: np.ndarray, step: float) -> np.ndarray:
