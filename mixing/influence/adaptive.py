@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation.atomic import read_json
 from curation.errors import RecipeError
@@ -21,6 +22,7 @@ from mixing.influence.checkpoints import (
     part_table,
     read_part,
     work_record,
+    write_benefits,
 )
 from mixing.influence.documents import Tokenized
 from mixing.influence.joint import Column, column_factors
@@ -102,6 +104,24 @@ def adaptive_influence(
     share = units.count / max(sum(len(p) for p in parts), 1)
     more = sum(r["forwards_per_token"] * r["tokens_read"] * (share - 1) for r in records)
     return AdaptiveInfluence(sampled, pa.concat_tables(tables), records, spent, spent + more)
+
+
+def write_sampled(found: AdaptiveInfluence, jobs: Sequence[CheckpointJob], out: Path) -> list[Path]:
+    """The sampled rows as the files that `influence_at_checkpoints` writes, one for each checkpoint and capability."""
+    files = []
+    for job, record in zip(jobs, found.records, strict=True):
+        here = found.table.filter(pc.equal(found.table["checkpoint"], job.step))
+        for capability in job.capabilities:
+            own = {k: v for k, v in record.items() if k != "directions"}
+            own |= {
+                "direction": record["directions"][capability],
+                "capability": capability,
+                "sampled": found.sampled.record(),
+            }
+            file = job.file(out, capability)
+            write_benefits(file, [here.filter(pc.equal(here["capability"], capability))], own)
+            files.append(file)
+    return files
 
 
 def probe_losses(works: Sequence[CheckpointWork]) -> dict[Column, float]:

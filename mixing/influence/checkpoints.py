@@ -43,6 +43,7 @@ from mixing.influence.score import BENEFIT_SCHEMA
 from mixing.influence.settings import InfluenceSettings
 from mixing.influence.units import Units, make_units
 
+PILOT_RESERVE = 64  # documents beside the pilot that engines may learn from
 METADATA = b"mixwright"  # key of the record in a table's schema
 
 
@@ -149,9 +150,11 @@ class OpenCheckpoint:
             self.directions = self._directions()
         self.scorer: PreparedScorer | None = None
         if not (settings.group_documents or settings.cosine):
-            chosen = spread_over(work.store.numbers(), settings.pilot_documents)
-            pilot = [work.store[at] for at in chosen]
-            self.scorer = PreparedScorer(self.model, self.directions, pilot, settings)
+            count = settings.pilot_documents
+            chosen = spread_over(work.store.numbers(), count + PILOT_RESERVE if count else 0)
+            documents = [work.store[at] for at in chosen]
+            longest = int(work.store.lengths.max(initial=2)) - 1
+            self.scorer = PreparedScorer(self.model, self.directions, documents, longest, settings)
         with locked(work.folder):
             self._write_pilot()
 

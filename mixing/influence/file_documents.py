@@ -32,7 +32,9 @@ def stream_samples(
     more than BROKEN_SHARE of its records cannot be read.
     """
     begin, end, encode = _ends(tokenizer)
-    probe_of = {d.ids.tobytes(): (name, d.id) for name, its in probes.items() for d in its}
+    probe_of = {
+        d.ids.tobytes(): (name, d.id.removeprefix(_prefix(name))) for name, its in probes.items() for d in its
+    }
     shared: dict[str, list[str]] = {}
     for file in files:
         named = unnamed = 0
@@ -41,8 +43,8 @@ def stream_samples(
             for document, ids in zip(batch, encode([d.text for d in batch]), strict=True):
                 tokens = np.asarray([*begin, *ids], np.int64)
                 if tokens.tobytes() in probe_of:
-                    probe, _ = probe_of[tokens.tobytes()]
-                    shared.setdefault(probe, []).append(document.id)
+                    probe, name = probe_of[tokens.tobytes()]
+                    shared.setdefault(probe, []).append(f"{name} (sample {document.id})")
                 unnamed += document.source == stem
                 named += document.source != stem
                 yield SampleDocument(document.id, document.source, np.asarray([*begin, *ids, *end], np.int64))
@@ -63,7 +65,7 @@ def read_probe(file: Path | str, tokenizer: Any, notes: list[str], name: str) ->
     encoded = encode([d.text for d in documents])
     return [
         # Ids such as row numbers may stand in several files; what a document is called here is its own.
-        SampleDocument(f"probe {name}: {d.id}", d.source, np.asarray([*begin, *ids], np.int64))
+        SampleDocument(_prefix(name) + d.id, d.source, np.asarray([*begin, *ids], np.int64))
         for d, ids in zip(documents, encoded, strict=True)
     ]
 
@@ -103,3 +105,7 @@ def _ends(tokenizer: Any) -> tuple[list[int], list[int], Any]:
     """What a document begins and ends with, as the trainer stores it: eos where there is no bos."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return end if tokenizer.bos_token_id is None else [tokenizer.bos_token_id], end, text_encoder(tokenizer)
+
+
+def _prefix(name: str) -> str:
+    return f"probe {name}: "

@@ -316,7 +316,7 @@ def _suspicions(records: Sequence[Mapping[str, Any]]) -> list[str]:
             if direction["probe_loss"] > guess + WORSE_THAN_GUESSING:
                 notes.append(
                     f"On the probe {name} the model at step {record['step']} loses "
-                    f"{direction['probe_loss']:.1f} nats a token, more than a guess ({guess:.1f}): is this its tokenizer?"
+                    f"{direction['probe_loss']:.1f} nats, more than a guess ({guess:.1f}): is it its tokenizer?"
                 )
     return notes
 

@@ -101,7 +101,7 @@ def choose_place(device: str) -> torch.device:
 def hash_reference(folder: Path | str) -> str:
     """Hex sha256 of a local checkpoint's weights and configuration; of the name where it is on the hub."""
     local = Path(folder)
-    if not local.is_dir():
+    if not local.is_dir() and not isinstance(folder, Path) and str(folder).count("/") <= 1:
         return hash_value(str(folder))
     wanted = ("*.safetensors", "*.bin", "config.json", "state.json")
     files = sorted({f for pattern in wanted for f in local.glob(pattern) if f.is_file()})

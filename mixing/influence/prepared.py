@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,29 @@ from mixing.influence.trial import Trial
 class PreparedScorer:
     """What `score` does, with the choice of the engine apart from the scoring.
 
-    pilot : documents on which the engine must agree with the exact reference; the choice is a function of them
+    documents : of these, spread over the sources, `settings.pilot_documents` are the pilot on which the engine must
+                agree with the exact reference; the choice is a function of them. Give some more than the pilot.
+    longest   : tokens of the longest document that will be scored
     """
 
     def __init__(
         self,
         model: nn.Module,
         directions: Mapping[str, Direction],
-        pilot: Sequence[Tokenized],
+        documents: Sequence[Tokenized],
+        longest: int,
         settings: InfluenceSettings,
     ) -> None:
         self.adapter, self.settings = adapt(model), settings
         self.vectors = [d.vectors for d in directions.values()]
         check_directions(self.vectors)
-        check_vocabulary(pilot, self.adapter.vocabulary)
+        check_vocabulary(documents, self.adapter.vocabulary)
         with scoring(self.adapter):
-            trial = Trial(self.adapter, self.vectors, pilot, self._plan, len(pilot))
+            count = settings.pilot_documents
+            arguments: dict[str, Any] = {"longest": min(longest, settings.context)}
+            known = signature(Trial).parameters
+            arguments = {name: value for name, value in arguments.items() if name in known}
+            trial = Trial(self.adapter, self.vectors, documents, self._plan, count, **arguments)
             self.scorer, self.agreed, self.notes = trial.choose(settings.engine)
         self.pilot_tokens = trial.forward_tokens
 

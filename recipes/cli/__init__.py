@@ -48,6 +48,7 @@ def main() -> None:
         classifying,
         curating,
         evaluating,
+        influencing,
         machine,
         mixing,
         post_training,
