@@ -173,7 +173,8 @@ def _show(found: Any, out: Path) -> None:
         say("  All documents name one source, so there is nothing to weigh against; see the table.")
     if found.sampled:
         scored, of = sum(found.sampled.units.values()), sum(found.sampled.population.values())
-        say(f"  Scored {scored:,} of {of:,} in {len(found.sampled.looks)} looks. {found.sampled.why}.")
+        looks = len(found.sampled.looks)
+        say(f"  Scored {scored:,} of {of:,} in {looks} look{'s' * (looks > 1)}. {found.sampled.why}.")
     say(f"  {_pilot_words(found.record)}")
     say(f"  {_cost_words(found)}")
     for note in found.notes:
