@@ -135,12 +135,11 @@ def score_parts(
 
 
 def rank_of_environment() -> tuple[int, int]:
-    """(rank, size) as torchrun or a Slurm array tells; (0, 1) where nobody does."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")):
-        if rank in os.environ and size in os.environ:
-            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0)) if rank != "RANK" else 0
-            return int(os.environ[rank]) - first, int(os.environ[size])
-    return 0, 1
+    """(rank, size) as torchrun tells; (0, 1) where it does not.
+
+    A Slurm array is not asked: its tasks may as well score other models, and each would do a part only.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _score_task(task: Task, advance: Advance) -> int:

@@ -12,14 +12,14 @@ from curation.errors import RecipeError
 from recipes.cli import app
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
-Preconditioner = StrEnum("Preconditioner", {n: n for n in ("identity", "adam", "datainf", "ekfac")})
-Rule = StrEnum("Rule", {n: n for n in ("step", "learning_rate", "uniform", "last", "best")})
-Normalise = StrEnum("Normalise", {n: n for n in ("none", "rms", "cosine")})
-Layers = StrEnum("Layers", {n: n for n in ("all", "embedding_and_output")})
-Reduction = StrEnum("Reduction", {n: n for n in ("mean", "sum")})
-Windows = StrEnum("Windows", {n: n for n in ("first", "all")})
-Dtype = StrEnum("Dtype", {n: n for n in ("float32", "bfloat16", "float64")})
-Protocol = StrEnum("Protocol", {n: n for n in ("mobilellm-r1", "automixer")})
+Preconditioner = StrEnum("Preconditioner", ["identity", "adam", "datainf", "ekfac"])
+Rule = StrEnum("Rule", ["step", "learning_rate", "uniform", "last", "best"])
+Normalise = StrEnum("Normalise", ["none", "rms", "cosine"])
+Layers = StrEnum("Layers", ["all", "embedding_and_output"])
+Reduction = StrEnum("Reduction", ["mean", "sum"])
+Windows = StrEnum("Windows", ["first", "all"])
+Dtype = StrEnum("Dtype", ["float32", "bfloat16", "float64"])
+Protocol = StrEnum("Protocol", {"mobilellm_r1": "mobilellm-r1", "automixer": "automixer"})
 
 
 @app.command()
@@ -81,7 +81,7 @@ def influence(
     ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster.")] = False,
     share: Annotated[
         str | None,
-        typer.Option(metavar="R/N", help="Score share R of N only; by default as torchrun or Slurm say."),
+        typer.Option(metavar="R/N", help="Score share R of N only; by default as torchrun says."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
