@@ -152,7 +152,14 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def test_the_command(huggingface: Path, files: dict[str, Path], tmp_path: Path, trained: Trained) -> None:
+def test_the_command(
+    huggingface: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recipes.cli.output.progress_mode", lambda: "plain")
     out = tmp_path / "out.parquet"
     command = [
         "influence",
