@@ -52,6 +52,7 @@ def main() -> None:
         evaluating,
         exporting,
         fitting,
+        influencing,
         machine,
         mixing,
         post_training,
