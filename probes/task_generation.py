@@ -36,13 +36,13 @@ def score_generation(
 ) -> tuple[pa.Table, dict[str, dict[str, float]], dict[str, int]]:
     """Records (a row a sample), metrics and counts of a generation task.
 
-    An item's `gold` is the reference that the reward wants; `meta["head"]`, if there is one, is put before each
-    answer when it is judged. out : the folder in which finished samples are kept, so that a killed call goes on
+    An item's `gold` is the reference that the reward wants, its `head` is put before each answer when it is judged.
+    out : the folder in which finished samples are kept, so that a killed call goes on
     Metrics: accuracy (avg@n) and, for several samples, pass@n and maj@n, each with its interval; accuracy at each of
     the task's budgets; the shares of cut and of missing answers; the mean number of tokens.
     """
     answers = [item.gold for item in items]
-    heads = [str((item.meta or {}).get("head", "")) for item in items]
+    heads = [item.head for item in items]
     result = generate_and_score(
         model,
         tokenizer,
