@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -14,11 +14,12 @@ from probes.task_record import Generation, Item, Task
 from training.model import Decoder
 from training.rollout import RolloutSettings
 
+Precision = Literal["float32", "bfloat16"]
 SAMPLE_COLUMNS = ("replica", "text", "tokens", "correct", "truncated", "finish_reason", "answer")
 
 
-def settings_for(generation: Generation, seed: int) -> GenerationSettings:
-    """The task's sampling settings with the evaluation's seed."""
+def settings_for(generation: Generation, seed: int, precision: Precision = "float32") -> GenerationSettings:
+    """The task's sampling settings with the evaluation's seed and precision."""
     rollout = RolloutSettings(
         max_tokens=generation.max_tokens,
         temperature=generation.temperature,
@@ -27,12 +28,21 @@ def settings_for(generation: Generation, seed: int) -> GenerationSettings:
         answer_tokens=generation.answer_tokens,
     )
     return GenerationSettings(
-        samples=generation.samples, rollout=rollout, stop=generation.stop, chat=generation.chat, seed=seed
-    )
+        samples=generation.samples, rollout=rollout, stop=generation.stop, chat=generation.chat, seed=seed,
+        precision=precision,
+    )  # fmt: skip
 
 
 def score_generation(
-    task: Task, items: Sequence[Item], model: Decoder, tokenizer: Any, *, seed: int, out: Path | None
+    task: Task,
+    items: Sequence[Item],
+    model: Decoder,
+    tokenizer: Any,
+    *,
+    seed: int,
+    out: Path | None,
+    precision: Precision = "float32",
+    end_ids: Sequence[int] = (),
 ) -> tuple[pa.Table, dict[str, dict[str, float]], dict[str, int]]:
     """Records (a row a sample), metrics and counts of a generation task.
 
@@ -49,10 +59,11 @@ def score_generation(
         [item.prompt for item in items],
         answers,
         task.generation.reward,
-        settings_for(task.generation, seed),
+        settings_for(task.generation, seed, precision),
         ids=[item.id for item in items],
         heads=heads,
         out=out,
+        end_ids=end_ids,
         label=task.name,
     )
     metrics = _metrics(result)
