@@ -18,6 +18,7 @@ import pyarrow as pa
 from curation.documents import Document
 from curation.overlap_index import SHORTEST_REFERENCE, WORDS, ReferenceIndex
 from curation.progress import progress
+from probes.choice_scores import wilson_interval
 from probes.intervals import RESAMPLES, percentile_interval, ratio_draws
 from probes.metric_values import metric_values, rows_by_question
 from probes.split_by_overlap import HALF
@@ -91,7 +92,8 @@ def split_scores(
 ) -> dict[str, dict[str, dict[str, dict[str, float] | None]]]:
     """By form, metric and side ("all", "clean", "dirty", "too_short"): value, low, high (95 %) and questions.
 
-    None where a side has no question; an interval of one question is no interval, and left out.
+    Shares of right answers have Wilson's interval, everything else a bootstrap over questions, which one question does
+    not have. None where a side has no question.
     """
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for form in forms:
@@ -110,7 +112,9 @@ def split_scores(
 
 def _mean(upper: np.ndarray, weight: np.ndarray, seed: int, resamples: int) -> dict[str, float]:
     found = {"value": float(upper.sum() / weight.sum()), "questions": len(upper)}
-    if len(upper) > 1:
+    if (weight == 1).all() and np.isin(upper, (0.0, 1.0)).all():
+        found["low"], found["high"] = wilson_interval(int(upper.sum()), len(upper))
+    elif len(upper) > 1:
         draws = ratio_draws(upper[None], weight, seed=seed, resamples=resamples)[:, 0]
         found["low"], found["high"] = percentile_interval(draws, 0.95)
     return found

@@ -135,7 +135,7 @@ def _group(decoder: Decoder, precision: str) -> int:
     if odd:
         raise RecipeError(
             f"Groups of {group} weights do not divide a width of {odd[0]}", where=precision,
-            remedy="Choose 8da4w-32, or int8",
+            remedy="Choose int8" if group == EMBEDDING_GROUP else "Choose 8da4w-32, or int8",
         )  # fmt: skip
     return group
 

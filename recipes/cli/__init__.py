@@ -52,6 +52,7 @@ def main() -> None:
         mixing,
         post_training,
         running,
+        speed,
         training,
     )
 
