@@ -121,17 +121,18 @@ def _speed(contenders: Sequence[Contender]) -> Section:
         lines, told = [], []
         for precision in found["precisions"]:
             name = precision["name"]
-            if name not in named:
-                named.append(name)
             measured = [cell for cell in precision["cells"] if "decode" in cell]
             if measured:
+                if name not in named:
+                    named.append(name)
                 x = [cell["context"] / 1024 for cell in measured]
                 y = [cell["decode"]["median"] for cell in measured]
                 lines.append(charts.Line(x, y, named.index(name)))
                 told.append(f"{name} from {plain(y[0], 1)} to {plain(y[-1], 1)}")
             rows += [_speed_row(contender.name, precision, cell) for cell in precision["cells"]]
             if "skipped" in precision:
-                rows.append((Cell(contender.name), Cell(name), Cell(DASH), Cell(precision["skipped"]), *[Cell(DASH)] * 4))
+                nothing = [Cell(DASH, tone="quiet")] * 6
+                rows.append((Cell(contender.name), Cell(name), *nothing, Cell(precision["skipped"])))
         if lines:
             svg = charts.lines(
                 lines, f"speed-{len(panels)}", x_label="thousand tokens of context", y_label="tokens a second"
@@ -140,6 +141,7 @@ def _speed(contenders: Sequence[Contender]) -> Section:
     columns = (
         Column("Model", False), Column("Precision", False), Column("Context"), Column("Tokens a second"),
         Column("Prompt, tokens a second"), Column("KV cache"), Column("Weights"), Column("Peak of the process"),
+        Column("Not measured, because", False, True),
     )  # fmt: skip
     machines = sorted({f"{(c.speed or {})['device']}, {(c.speed or {})['threads']} threads" for c in contenders})
     lead = f"One row decoded greedily ({'; '.join(machines)}). Below the median is the range of the repeats."
@@ -159,7 +161,8 @@ def _speed_row(name: str, precision: dict[str, Any], cell: dict[str, Any]) -> tu
     weights = Cell(size(precision["weight_bytes"]), f"{size(precision['packed_bytes'])} packed")
     head = (Cell(name), Cell(precision["name"]), Cell(count(cell["context"])))
     if "skipped" in cell:
-        return (*head, Cell(cell["skipped"], tone="quiet"), Cell(DASH), Cell(size(cell["kv_cache_bytes"])), weights, Cell(DASH))
+        nothing = Cell(DASH, tone="quiet")
+        return (*head, nothing, nothing, Cell(size(cell["kv_cache_bytes"])), weights, nothing, Cell(cell["skipped"]))
     decode, prefill = cell["decode"], cell["prefill"]
     return (
         *head,
@@ -168,6 +171,7 @@ def _speed_row(name: str, precision: dict[str, Any], cell: dict[str, Any]) -> tu
         Cell(size(cell["kv_cache_bytes"])),
         weights,
         Cell(size(cell["peak_bytes"])),
+        Cell(),
     )
 
 

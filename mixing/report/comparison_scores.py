@@ -10,7 +10,7 @@ import numpy as np
 from mixing.report.elements import (
     Block, Cell, Column, Disclosure, Excerpt, Excerpts, Prose, Section, Strip, Table,
 )  # fmt: skip
-from mixing.report.numbers import DASH, count, plain, signed, span, words
+from mixing.report.numbers import DASH, count, decimals_for, plain, signed, span, words
 from probes.evaluate import TaskResult
 from probes.metric_values import NEITHER_IS_BETTER
 from probes.result_comparison import Difference
@@ -44,9 +44,9 @@ def metric_words(metric: str) -> str:
     names = {
         "norm_correct_prob": "probability of the gold choice among the choices",
         "correct_prob": "probability of the gold choice",
-        "bits_per_byte": "bits per byte (lower is better)",
-        "truncated": "share cut by the limit (lower is better)",
-        "no_answer": "share without an answer (lower is better)",
+        "bits_per_byte": "bits per byte, lower is better",
+        "truncated": "share cut by the limit, lower is better",
+        "no_answer": "share without an answer, lower is better",
         "mean_tokens": "mean tokens of an answer",
     }
     return names.get(metric, metric.replace("_", " "))
@@ -75,7 +75,7 @@ def _table(found: SideBySide, caption: str, *, headline: bool) -> Table:
                 told = metric_words(metric) + (f"; chance {plain(chance['value'], 3)}" if chance else "")
                 cells = [_value(r, form, metric) for r in results]
                 rows.append((Cell(task, form), Cell(told), *cells))
-    columns = (Column("Task", False), Column("Metric", False), *(Column(c.name) for c in found.contenders))
+    columns = (Column("Task", False), Column("Metric", False, True), *(Column(c.name) for c in found.contenders))
     return Table(caption, columns, tuple(rows))
 
 
@@ -113,6 +113,7 @@ def _strips(name: str, baseline: str, differences: Sequence[Difference]) -> Tabl
     for d in differences:
         said = "" if d.metric in NEITHER_IS_BETTER else outcome(d)
         scale = 48 / largest[_unit(d)]
+        decimals = decimals_for([d.difference, d.low, d.high], digits=2, least=4)
         strip = Strip(
             zero=50.0,
             mean=50 + scale * d.difference,
@@ -124,7 +125,7 @@ def _strips(name: str, baseline: str, differences: Sequence[Difference]) -> Tabl
             (
                 Cell(d.task, d.form),
                 Cell(metric_words(d.metric)),
-                Cell(signed(d.difference, 4), span(d.low, d.high, 4, sign=True)),
+                Cell(signed(d.difference, decimals), span(d.low, d.high, decimals, sign=True)),
                 Cell(strip=strip),
                 Cell(said, tone=TONES.get(said, "")),
                 Cell(count(d.items)),
@@ -132,7 +133,7 @@ def _strips(name: str, baseline: str, differences: Sequence[Difference]) -> Tabl
         )
     columns = (
         Column("Task", False),
-        Column("Metric", False),
+        Column("Metric", False, True),
         Column("Difference"),
         Column("Interval around zero", False, True),
         Column("", False),

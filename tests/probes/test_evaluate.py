@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,8 @@ def test_commands(
     assert pq.read_table(written / "arc_easy" / "items.parquet").num_rows == 2 * len(ARC)
     shown = run(*given)
     assert "arc_easy" in shown and "acc per_char" in shown and "bits per byte" in shown
-    assert "bits per byte" in run("eval-compare", str(written), str(written))
+    copied = shutil.copytree(written, tmp_path / "copy")
+    assert "bits per byte" in run("eval-compare", str(written), str(copied))
 
 
 def test_a_generation_task_is_sampled_judged_and_compared(folder: Path, tmp_path: Path) -> None:
