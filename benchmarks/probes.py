@@ -83,7 +83,12 @@ def shapes(texts: list[str], tokenizer: Any, tokens: int, seed: int = 0) -> list
     eight = "".join(question() + answers(40, 90, 1)[0] + "\n\n" for _ in range(5))
     gold = [(eight + question(), answers(40, 90, 1)[0]) for _ in range(48)]
     found = [
-        Shape(f"long documents, vocabulary {v // 1024}k", v, documents(max(tokens // cut, 3000), 1000, 3000), rows=4)
+        Shape(
+            f"long documents, vocabulary {v // 1024}k",
+            v,
+            documents(max(tokens // cut, 3000), 1000, 3000),
+            rows=4,
+        )
         for v, cut in ((8192, 1), (32768, 2), (131072, 8))
     ]
     return [
@@ -144,7 +149,9 @@ def contestants(
     work["lm-eval, batched"] = harness(shape, folder, shape.rows, "auto", nats, "lm-eval, batched")
     if narrow:
         work["probes, products in bfloat16"] = ours("probes, products in bfloat16", "bfloat16")
-        work["lm-eval, all in bfloat16"] = harness(shape, folder, 1, "bfloat16", nats, "lm-eval, all in bfloat16")
+        work["lm-eval, all in bfloat16"] = harness(
+            shape, folder, 1, "bfloat16", nats, "lm-eval, all in bfloat16"
+        )
     return work, nats
 
 
@@ -215,13 +222,22 @@ def main() -> None:
             model = folder / f"model-{shape.vocabulary}"
             if not model.exists():
                 config = ModelConfig(
-                    shape.vocabulary, 256, 4, heads=8, kv_heads=4, head_dim=32, ffn_dim=768, max_positions=CONTEXT
+                    shape.vocabulary,
+                    256,
+                    4,
+                    heads=8,
+                    kv_heads=4,
+                    head_dim=32,
+                    ffn_dim=768,
+                    max_positions=CONTEXT,
                 )
                 save_huggingface(Decoder(config).init_weights(0), model, tokenizer)
             work, nats = contestants(shape, model, narrow=number == 0)
             times = paired(work, rounds=arguments.rounds)
             loaded = Loaded.of(model, device="cpu")
-            asked = loaded.pairs(shape.pairs) if shape.pairs else tokenize_documents(shape.documents, tokenizer)
+            asked = (
+                loaded.pairs(shape.pairs) if shape.pairs else tokenize_documents(shape.documents, tokenizer)
+            )
             rows.append(row_of(shape, sum(len(one.ids) - 1 for one in asked), times, nats))
             narrow = narrow or narrow_words(times, nats)
             print(rows[-1], {name: round(time.seconds, 2) for name, time in times.items()}, flush=True)
@@ -238,8 +254,15 @@ def main() -> None:
         f"{': ' + '; '.join(reached) if reached else ''}. Both sides do the same products for documents, which leaves no "
         "room for 3 there.\n\n"
         + table(
-            ["", "tokens", "tokens/s", "times as fast as lm-eval as it comes", "as lm-eval batched",
-             "time over a bare forward pass (goal 1.15)", "largest difference of nats"],
+            [
+                "",
+                "tokens",
+                "tokens/s",
+                "times as fast as lm-eval as it comes",
+                "as lm-eval batched",
+                "time over a bare forward pass (goal 1.15)",
+                "largest difference of nats",
+            ],
             rows,
         )  # fmt: skip
         + f"\n{narrow}\n\n{machine('torch', 'transformers', 'lm_eval')}\n"

@@ -68,7 +68,8 @@ def models_in(given: Sequence[Path | str]) -> list[Evaluated]:
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise DataError(
-            f"Two of the models are called {double[0]}", remedy="Evaluate them one by one, with an --out for each"
+            f"Two of the models are called {double[0]}",
+            remedy="Evaluate them one by one, with an --out for each",
         )
     return found
 
@@ -110,9 +111,7 @@ def evaluate_series(
 def points(model: Evaluated, results: Mapping[str, TaskResult]) -> list[Point]:
     """All metrics of all tasks of one model."""
     return [
-        Point(
-            model.name, model.step, task, form, metric, found["value"], found.get("low"), found.get("high")
-        )
+        Point(model.name, model.step, task, form, metric, found["value"], found.get("low"), found.get("high"))
         for task, result in results.items()
         for form, metrics in result.metrics.items()
         for metric, found in metrics.items()
@@ -122,9 +121,7 @@ def points(model: Evaluated, results: Mapping[str, TaskResult]) -> list[Point]:
 def write_points(out: Path, models: Sequence[Evaluated], found: Sequence[Point]) -> None:
     """The table as JSON, which the comparison page reads, and as CSV."""
     rows = [asdict(point) for point in found]
-    write_json(
-        out / SERIES, {"models": [{"name": m.name, "step": m.step} for m in models], "points": rows}
-    )
+    write_json(out / SERIES, {"models": [{"name": m.name, "step": m.step} for m in models], "points": rows})
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(Point.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()

@@ -144,9 +144,7 @@ def _windows(pair: Continuation, context: int) -> Iterator[tuple[int, int, int]]
         yield max(0, end - 1 - context), first, end
 
 
-def _beginnings(
-    pairs: Sequence[Continuation], context: int
-) -> tuple[list[tuple[int, list[int]]], list[int]]:
+def _beginnings(pairs: Sequence[Continuation], context: int) -> tuple[list[tuple[int, list[int]]], list[int]]:
     """(length, pairs) of beginnings that contexts share, worth a run of their own; and the pairs of none.
 
     A beginning is at least as long as what follows it on average: else the copies of its keys and values, and attention
@@ -216,7 +214,9 @@ def _grouped(pairs: Sequence[Continuation], members: Sequence[int]) -> list[Shar
         groups.setdefault(pairs[index].ids[: pairs[index].first].tobytes(), []).append(index)
     return [
         SharedContext(
-            pairs[of[0]].ids[: pairs[of[0]].first], tuple(pairs[i].ids[pairs[i].first :] for i in of), tuple(of)
+            pairs[of[0]].ids[: pairs[of[0]].first],
+            tuple(pairs[i].ids[pairs[i].first :] for i in of),
+            tuple(of),
         )
         for of in groups.values()
     ]

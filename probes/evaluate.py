@@ -124,7 +124,11 @@ def evaluate(
         folder, context=context, bos=bos, batch_tokens=batch_tokens, device=device, precision=precision,
         tokenizer_folder=None if tokenizer is None else Path(tokenizer),
     )  # fmt: skip
-    model_hash = hash_folder(folder) if tokenizer is None else hash_value([hash_folder(Path(f)) for f in (folder, tokenizer)])
+    model_hash = (
+        hash_folder(folder)
+        if tokenizer is None
+        else hash_value([hash_folder(Path(f)) for f in (folder, tokenizer)])
+    )
     settings = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
     if precision != "float32":
         settings["precision"] = precision
@@ -159,7 +163,9 @@ def load_results(folder: str | Path) -> dict[str, TaskResult]:
             )
         except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
             raise DataError(
-                f"The results there cannot be read: {error}", where=str(path), remedy="Evaluate the task again"
+                f"The results there cannot be read: {error}",
+                where=str(path),
+                remedy="Evaluate the task again",
             ) from error
     if not found:
         raise DataError(
@@ -234,7 +240,11 @@ def _split(
     for name, overlap in find_overlaps(left, training_documents(parts, tokenizer)).items() if left else ():
         result = results[name]
         split = {
-            "hashes": {"training": sha256, "prompts": result.described["hashes"]["prompts"], "version": SPLIT_VERSION},
+            "hashes": {
+                "training": sha256,
+                "prompts": result.described["hashes"]["prompts"],
+                "version": SPLIT_VERSION,
+            },
             "against": [part.name if part.is_file() else f"{part.parent.name}/{part.name}" for part in parts],
             "documents": overlap.documents,
             "questions": overlap.counts(),

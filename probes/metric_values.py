@@ -20,7 +20,9 @@ def rows_by_question(records: pa.Table, form: str) -> dict[str, dict[str, Any]]:
     if form != "generation":
         return {row["id"]: row for row in records.to_pylist() if row["form"] == form}
     samples: dict[str, list[dict[str, Any]]] = {}
-    columns = [name for name in ("id", "correct", "truncated", "answer", "tokens") if name in records.schema.names]
+    columns = [
+        name for name in ("id", "correct", "truncated", "answer", "tokens") if name in records.schema.names
+    ]
     for row in records.select(columns).to_pylist():
         samples.setdefault(row["id"], []).append(row)
     return {

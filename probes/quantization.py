@@ -56,7 +56,9 @@ def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "
     """
     if precision not in PRECISIONS:
         raise RecipeError(
-            f"There is no precision {precision!r}", where="precision", remedy=f"Choose of {', '.join(PRECISIONS)}"
+            f"There is no precision {precision!r}",
+            where="precision",
+            remedy=f"Choose of {', '.join(PRECISIONS)}",
         )
     decoder = load_start(Path(folder)).requires_grad_(False).eval().to(device)
     head: nn.Module
@@ -128,7 +130,9 @@ def _group(decoder: Decoder, precision: str) -> int:
     """Weights that share a scale; 0 for a row."""
     if not precision.startswith("8da4w"):
         return 0
-    widths = sorted({m.in_features for m in decoder.modules() if isinstance(m, nn.Linear)} | {decoder.config.dim})
+    widths = sorted(
+        {m.in_features for m in decoder.modules() if isinstance(m, nn.Linear)} | {decoder.config.dim}
+    )
     chosen = precision.removeprefix("8da4w").removeprefix("-")
     group = int(chosen) if chosen else 128 if all(width % 128 == 0 for width in widths) else 32
     odd = [width for width in widths if width % group or width % EMBEDDING_GROUP]

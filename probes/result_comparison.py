@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from curation.errors import DataError
 from probes.evaluate import TaskResult, load_results
 from probes.intervals import RESAMPLES, percentile_interval, ratio_draws

@@ -71,9 +71,7 @@ def _batches(groups: Sequence[SharedContext], batch_tokens: int) -> Iterator[lis
         yield batch
 
 
-def _score_batch(
-    model: Decoder, batch: list[SharedContext], nats: np.ndarray, begun: KVCache | None
-) -> None:
+def _score_batch(model: Decoder, batch: list[SharedContext], nats: np.ndarray, begun: KVCache | None) -> None:
     device = model.output_weight.device
     before = 0 if begun is None else begun.used
     lengths = torch.tensor([len(group.context) for group in batch], device=device)

@@ -78,9 +78,7 @@ def compare_many(
     equal leaves zero out. Raises DataError when folders have no task in common or were asked different things.
     """
     names = _names(folders)
-    contenders = tuple(
-        _contender(name, Path(folder)) for name, folder in zip(names, folders, strict=True)
-    )
+    contenders = tuple(_contender(name, Path(folder)) for name, folder in zip(names, folders, strict=True))
     base = contenders[_place(folders, names, baseline)]
     differences = {}
     for contender in contenders:
@@ -109,7 +107,9 @@ def _contender(name: str, folder: Path) -> Contender:
             try:
                 extras[key] = read_json(path)
             except ValueError as error:
-                raise DataError(f"The file is not JSON: {error}", where=str(path), remedy="Make it again") from error
+                raise DataError(
+                    f"The file is not JSON: {error}", where=str(path), remedy="Make it again"
+                ) from error
     has_results = any(at.glob(f"*/{RESULTS}"))
     results = load_results(at) if has_results or not extras else {}
     return Contender(name, folder, results, tuple(points), **extras)

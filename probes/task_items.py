@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from curation.atomic import hash_value
 from curation.errors import DataError, RecipeError
+from probes.task_programs import program_tests
 from probes.task_record import Item, Task
 from probes.task_rows import hash_rows, is_local, read_rows
-from probes.task_programs import program_tests
 from probes.templates import apply_filter, as_text, field_values, lookup, render
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -59,7 +59,9 @@ def _livecodebench(row: Mapping[str, Any], where: str) -> dict[str, Any]:
             return {"function": f"Solution().{name}" if "class Solution" in row.get("starter_code", "") else name,
                     "calls": calls}  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"The test cases cannot be read: {error!r}", where=where, remedy="Mend the row") from error
+        raise DataError(
+            f"The test cases cannot be read: {error!r}", where=where, remedy="Mend the row"
+        ) from error
     raise DataError(
         "The test cases are neither all 'stdin' nor all 'functional'", where=where, remedy="Mend the row"
     )
@@ -84,7 +86,9 @@ def _cases(given: Any, where: str) -> list[dict[str, Any]]:
         found = json.loads(given) if isinstance(given, str | bytes) else given
     except (ValueError, TypeError, zlib.error, binascii.Error, pickle.UnpicklingError, EOFError,
             RecursionError, IndexError, KeyError, AttributeError, MemoryError) as error:  # fmt: skip
-        raise DataError(f"The test cases cannot be read: {error}", where=where, remedy="Mend the row") from error
+        raise DataError(
+            f"The test cases cannot be read: {error}", where=where, remedy="Mend the row"
+        ) from error
     if not isinstance(found, list) or not found or not all(isinstance(case, dict) for case in found):
         raise DataError("There are no test cases", where=where, remedy="Mend or remove the row")
     return found

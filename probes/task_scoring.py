@@ -91,7 +91,9 @@ class Loaded:
         """
         if precision not in PRECISIONS:
             raise RecipeError(
-                f"There is no precision {precision!r}", where="precision", remedy=f"Choose {' or '.join(PRECISIONS)}"
+                f"There is no precision {precision!r}",
+                where="precision",
+                remedy=f"Choose {' or '.join(PRECISIONS)}",
             )
         place = named_device(device)
         try:

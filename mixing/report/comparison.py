@@ -25,7 +25,9 @@ def write_comparison(
 
     The same files give the same bytes. Raises as `compare_many`; MachineError when the file may not be written.
     """
-    found = evaluations if isinstance(evaluations, SideBySide) else compare_many(evaluations, baseline=baseline)
+    found = (
+        evaluations if isinstance(evaluations, SideBySide) else compare_many(evaluations, baseline=baseline)
+    )
     write_text(file, render(found))
     return Path(file)
 
@@ -117,7 +119,11 @@ def _what(contender: Contender, baseline: str) -> Answer:
     model = next((r.described["hashes"]["model"][:12] for r in contender.results.values()), "")
     told = [tasks] if contender.results else []
     told += [f"model {model}"] if model else []
-    told += [f"{words(len({p.name for p in contender.points}), 'checkpoint')}, of which the last counts"] if contender.points else []
+    told += (
+        [f"{words(len({p.name for p in contender.points}), 'checkpoint')}, of which the last counts"]
+        if contender.points
+        else []
+    )
     told += ["what is inside"] if contender.diagnostics else []
     told += ["decoding speed"] if contender.speed else []
     return Answer("; ".join(told), contender.name + (" (baseline)" if contender.name == baseline else ""))
@@ -128,6 +134,8 @@ def _contamination(contender: Contender) -> list[Answer]:
     if not split:
         return []
     dirty = sum(found["questions"]["dirty"] for found in split.values())
-    asked = sum(found["questions"][side] for found in split.values() for side in ("clean", "dirty", "too_short"))
+    asked = sum(
+        found["questions"][side] for found in split.values() for side in ("clean", "dirty", "too_short")
+    )
     text = f"at least half of {count(dirty)} of {words(asked, 'question')} of {words(len(split), 'task')} is in it"
     return [Answer(text, contender.name)]

@@ -38,9 +38,7 @@ def sections(found: SideBySide) -> list[Section]:
 
 def _series(found: SideBySide) -> Section:
     with_points = [c for c in found.contenders if c.points]
-    wanted = dict.fromkeys(
-        (p.task, p.form, p.metric) for c in with_points for p in c.points if _is_drawn(p)
-    )
+    wanted = dict.fromkeys((p.task, p.form, p.metric) for c in with_points for p in c.points if _is_drawn(p))
     panels: list[Chart] = []
     for number, (task, form, metric) in enumerate(wanted):
         lines, told = [], []
@@ -52,7 +50,9 @@ def _series(found: SideBySide) -> Section:
                 lines.append(charts.Line(x, [float(p.low or 0) for p in chosen], at, faint=True))
                 lines.append(charts.Line(x, [float(p.high or 0) for p in chosen], at, faint=True))
             if chosen:
-                told.append(f"{contender.name} from {plain(chosen[0].value, 3)} to {plain(chosen[-1].value, 3)}")
+                told.append(
+                    f"{contender.name} from {plain(chosen[0].value, 3)} to {plain(chosen[-1].value, 3)}"
+                )
         steps = all(p.step is not None for c in with_points for p in c.points)
         label = metric_words(metric)
         svg = charts.lines(lines, f"series-{number}", x_label="step" if steps else "model", y_label=label)
@@ -60,7 +60,10 @@ def _series(found: SideBySide) -> Section:
         detail = told[0].removeprefix(f"{with_points[0].name} ") if len(told) == 1 else ""
         panels.append(Chart(title, svg, f"{title}, {label}: " + "; ".join(told), detail=detail))
     blocks: list[Block] = [
-        Prose("The same questions at every checkpoint; faint lines are intervals of 95 % over questions.", "lead"),
+        Prose(
+            "The same questions at every checkpoint; faint lines are intervals of 95 % over questions.",
+            "lead",
+        ),
         Charts(tuple(panels), _legend([c.name for c in with_points])),
     ]
     return Section("checkpoints", "Over training", GROUP, tuple(blocks))
@@ -143,15 +146,27 @@ def _speed(contenders: Sequence[Contender]) -> Section:
         Column("Prompt, tokens a second"), Column("KV cache"), Column("Weights"), Column("Peak of the process"),
         Column("Not measured, because", False, True),
     )  # fmt: skip
-    machines = sorted({f"{(c.speed or {})['device']}, {(c.speed or {})['threads']} threads" for c in contenders})
+    machines = sorted(
+        {f"{(c.speed or {})['device']}, {(c.speed or {})['threads']} threads" for c in contenders}
+    )
     lead = f"One row decoded greedily ({'; '.join(machines)}). Below the median is the range of the repeats."
     blocks: list[Block] = [Prose(lead, "lead")]
     if panels:
         blocks.append(Charts(tuple(panels), _legend(named)))
     blocks.append(Table("Decoding by context length and precision.", columns, tuple(rows)))
-    moved = [_moved_row(c.name, p) for c in contenders for p in (c.speed or {})["precisions"] if "bits_per_byte" in p]
+    moved = [
+        _moved_row(c.name, p)
+        for c in contenders
+        for p in (c.speed or {})["precisions"]
+        if "bits_per_byte" in p
+    ]
     if moved:
-        heads = (Column("Model", False), Column("Precision", False), Column("Bits per byte"), Column("Moved by"))
+        heads = (
+            Column("Model", False),
+            Column("Precision", False),
+            Column("Bits per byte"),
+            Column("Moved by"),
+        )
         caption = "What a precision does to bits per byte; intervals of 95 % over documents."
         blocks.append(Table(caption, heads, tuple(moved)))
     return Section("speed", "Decoding speed and memory", GROUP, tuple(blocks))
@@ -162,7 +177,15 @@ def _speed_row(name: str, precision: dict[str, Any], cell: dict[str, Any]) -> tu
     head = (Cell(name), Cell(precision["name"]), Cell(count(cell["context"])))
     if "skipped" in cell:
         nothing = Cell(DASH, tone="quiet")
-        return (*head, nothing, nothing, Cell(size(cell["kv_cache_bytes"])), weights, nothing, Cell(cell["skipped"]))
+        return (
+            *head,
+            nothing,
+            nothing,
+            Cell(size(cell["kv_cache_bytes"])),
+            weights,
+            nothing,
+            Cell(cell["skipped"]),
+        )
     decode, prefill = cell["decode"], cell["prefill"]
     return (
         *head,

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from mixing.report.elements import (
-    Block, Cell, Column, Disclosure, Excerpt, Excerpts, Prose, Section, Strip, Table,
+    Block,
+    Cell,
+    Column,
+    Disclosure,
+    Excerpt,
+    Excerpts,
+    Prose,
+    Section,
+    Strip,
+    Table,
 )  # fmt: skip
 from mixing.report.numbers import DASH, count, decimals_for, plain, signed, span, words
 from probes.evaluate import TaskResult
@@ -75,7 +84,11 @@ def _table(found: SideBySide, caption: str, *, headline: bool) -> Table:
                 told = metric_words(metric) + (f"; chance {plain(chance['value'], 3)}" if chance else "")
                 cells = [_value(r, form, metric) for r in results]
                 rows.append((Cell(task, form), Cell(told), *cells))
-    columns = (Column("Task", False), Column("Metric", False, True), *(Column(c.name) for c in found.contenders))
+    columns = (
+        Column("Task", False),
+        Column("Metric", False, True),
+        *(Column(c.name) for c in found.contenders),
+    )
     return Table(caption, columns, tuple(rows))
 
 
@@ -152,7 +165,10 @@ def _questions(found: SideBySide) -> Section:
     """Where the differences come from: questions by name, and answers of generation tasks."""
     base = next(c for c in found.contenders if c.name == found.baseline)
     blocks: list[Block] = [
-        Prose("The questions that moved most, and answers to some of them. Names are those of the task's file.", "lead")
+        Prose(
+            "The questions that moved most, and answers to some of them. Names are those of the task's file.",
+            "lead",
+        )
     ]
     for contender in found.contenders:
         if contender is base:
@@ -178,9 +194,15 @@ def _moved(task: str, ours: TaskResult, theirs: TaskResult) -> list[Block]:
             (Cell(name), Cell(plain(a[name], 3)), Cell(plain(b[name], 3)), Cell(signed(a[name] - b[name], 3)))
             for name in chosen
         ]
-        what = "Probability of the gold choice" if "margin" in ours.records.schema.names else "Minus bits per byte"
+        what = (
+            "Probability of the gold choice"
+            if "margin" in ours.records.schema.names
+            else "Minus bits per byte"
+        )
         columns = (Column("Question", False), Column("Here"), Column("Baseline"), Column("Difference"))
-        blocks.append(Table(f"{task}, {form}: {what}; most gained first, most lost last.", columns, tuple(rows)))
+        blocks.append(
+            Table(f"{task}, {form}: {what}; most gained first, most lost last.", columns, tuple(rows))
+        )
     return blocks
 
 

@@ -59,7 +59,8 @@ def eval_(
         int | None, typer.Option(min=1, help="Answers to each question of generation tasks.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer of generation tasks; larger budgets are left out.")
+        int | None,
+        typer.Option(min=1, help="Longest answer of generation tasks; larger budgets are left out."),
     ] = None,
     seed: int = 0,
     context: Annotated[
@@ -80,7 +81,9 @@ def eval_(
 
     names = [name for entry in tasks or () for name in entry.split(",") if name]
     if not names and diagnostics is None:
-        raise RecipeError("There is nothing to do", where="eval", remedy="Give --tasks, or --diagnostics FILE")
+        raise RecipeError(
+            "There is nothing to do", where="eval", remedy="Give --tasks, or --diagnostics FILE"
+        )
     settings: dict[str, Any] = {
         "data": _pairs("--data", data), "shots": _pairs("--shots", shots), "limit": limit, "seed": seed,
         "context": context, "bos": bos, "device": device, "precision": precision, "against": against or (),
@@ -89,7 +92,9 @@ def eval_(
     found = models_in(models)
     if out is None:
         first = models[0].resolve().name
-        out = Path("evaluation") / (first if len(found) > 1 else f"{first}-{hash_folder(found[0].folder)[:8]}")
+        out = Path("evaluation") / (
+            first if len(found) > 1 else f"{first}-{hash_folder(found[0].folder)[:8]}"
+        )
     places = {found[0].name: out} if len(found) == 1 else {model.name: out / model.name for model in found}
     every: dict[str, dict[str, TaskResult]] = {}
     if names and len(found) == 1:
@@ -101,13 +106,19 @@ def eval_(
     if diagnostics is not None:
         for model in found:
             own = tokenizer or tokenizer_beside(model)
-            inside[model.name] = _diagnosed(model.folder, diagnostics, places[model.name], own, device, context)
+            inside[model.name] = _diagnosed(
+                model.folder, diagnostics, places[model.name], own, device, context
+            )
     if as_json:
         told = {name: {task: r.described for task, r in results.items()} for name, results in every.items()}
         if len(found) == 1:
             split = {t: r.contamination for t, r in every.get(found[0].name, {}).items() if r.contamination}
             only = {"out": str(out), "tasks": told.get(found[0].name, {})}
-            print_json(only | ({"contamination": split} if split else {}) | ({"diagnostics": inside[found[0].name]} if inside else {}))
+            print_json(
+                only
+                | ({"contamination": split} if split else {})
+                | ({"diagnostics": inside[found[0].name]} if inside else {})
+            )
         else:
             print_json({"out": str(out), "models": told} | ({"diagnostics": inside} if inside else {}))
         return
@@ -117,7 +128,9 @@ def eval_(
         _show_diagnostics(described, name if len(inside) > 1 else "")
     say(f"  Every question, and all metrics: {out}")
     if len(every) > 1:
-        say(f"  The table of all models: {out / 'trajectory.csv'}; a page: mixwright eval-compare {out} --html FILE")
+        say(
+            f"  The table of all models: {out / 'trajectory.csv'}; a page: mixwright eval-compare {out} --html FILE"
+        )
 
 
 def _show_scores(results: dict[str, TaskResult], name: str) -> None:
@@ -135,7 +148,9 @@ def _show_scores(results: dict[str, TaskResult], name: str) -> None:
         for metric in result.headlines(form)
     ]
     columns = {"task": "Task", "form": "Form", "metric": "Metric", "value": "Value [95 %]"}
-    print_table(f"Evaluation{': ' if name else ''}{name}", rows, columns | {"chance": "Chance", "items": "Items"})
+    print_table(
+        f"Evaluation{': ' if name else ''}{name}", rows, columns | {"chance": "Chance", "items": "Items"}
+    )
     for task, result in results.items():
         for form, counts in result.described["counts"].items():
             if counts["items_with_dropped_context"]:
@@ -212,7 +227,10 @@ def _show_diagnostics(described: dict[str, Any], name: str) -> None:
 @app.command("eval-compare")
 def eval_compare(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="The --out folders of evaluations; two or more, or one series.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="The --out folders of evaluations; two or more, or one series."
+        ),
     ],
     baseline: Annotated[
         str | None, typer.Option(help="The folder that the others are compared with; the first by default.")
@@ -233,7 +251,9 @@ def eval_compare(
         write_comparison(found, html)
         say(f"  Written: {html}")
     elif len(folders) < 2:
-        raise RecipeError("One evaluation has nothing to be compared with", remedy="Name another, or give --html")
+        raise RecipeError(
+            "One evaluation has nothing to be compared with", remedy="Name another, or give --html"
+        )
     others = {name: [asdict(d) for d in differences] for name, differences in found.differences.items()}
     if as_json:
         print_json({"baseline": found.baseline, "differences": others})

@@ -32,9 +32,12 @@ def speed(
         float | None, typer.Option(help="Skip what would not fit so much: the memory of a smaller machine.")
     ] = None,
     beyond_positions: Annotated[
-        bool, typer.Option("--beyond-positions", help="Measure contexts that the model was not made for, too.")
+        bool,
+        typer.Option("--beyond-positions", help="Measure contexts that the model was not made for, too."),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU; torch's by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; torch's by default.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     out: Annotated[
         Path | None,
@@ -93,7 +96,12 @@ def _show(found: dict[str, Any]) -> None:
             say(f"  {row['name']} is left out: {row['skipped']}")
             continue
         cells = [_line(cell) for cell in row["cells"]]
-        columns = {"context": "Context", "decode": "Tokens/s [low, high]", "prefill": "Prefill", "cache": "KV cache"}
+        columns = {
+            "context": "Context",
+            "decode": "Tokens/s [low, high]",
+            "prefill": "Prefill",
+            "cache": "KV cache",
+        }
         weights = f"{row['weight_bytes'] / 1e6:,.1f} MB of weights, {row['packed_bytes'] / 1e6:,.1f} packed"
         print_table(f"{row['name']}: {weights}", cells, columns | {"peak": "Peak"})
         for cell in row["cells"]:
@@ -110,7 +118,13 @@ def _show(found: dict[str, Any]) -> None:
 def _line(cell: dict[str, Any]) -> dict[str, Any]:
     cache = f"{cell['kv_cache_bytes'] / 1e6:,.1f} MB"
     if "skipped" in cell:
-        return {"context": cell["context"], "decode": "skipped", "prefill": None, "cache": cache, "peak": None}
+        return {
+            "context": cell["context"],
+            "decode": "skipped",
+            "prefill": None,
+            "cache": cache,
+            "peak": None,
+        }
     decode, prefill = cell["decode"], cell["prefill"]
     read = "" if prefill["tokens"] > cell["context"] / 2 else f" ({prefill['tokens']:,} read)"
     peak = cell["peak_bytes"]

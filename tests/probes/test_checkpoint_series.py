@@ -53,7 +53,9 @@ def task(tmp_path: Path) -> Path:
     return tmp_path / "mine.yaml"
 
 
-def test_perplexity_over_training(run: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perplexity_over_training(
+    run: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = models_in([run])
     assert [(m.name, m.step) for m in found] == [("step-0", 0), ("step-10", 10), ("step-20", 20)]
     assert tokenizer_beside(found[0]) == run / "tokenizer" / "model"

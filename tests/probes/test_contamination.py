@@ -22,9 +22,7 @@ from tests.probes.tiny_evaluation import model_folder, write_rows
 from training.tokenizer import load_tokenizer
 from training.tokenizing import write_tokens
 
-QUESTION = (
-    "Natalia sold clips to {0} of her friends in the month of {0}, then half as many to {0} in May: how many clips in {0}?"
-)
+QUESTION = "Natalia sold clips to {0} of her friends in the month of {0}, then half as many to {0} in May: how many clips in {0}?"
 ROWS = [{"question": QUESTION.format(f"number{i}"), "answer": f"They are {i}.\n#### {i}"} for i in range(9)]
 TASK = "name: clips\nscoring: gold_bpb\ndata: clips.jsonl\nprompt: 'Question: {question}\\nAnswer:'\ngold: ' {answer}'\n"
 
@@ -69,7 +67,14 @@ def test_sides_are_scored_as_their_questions_alone() -> None:
     assert split["clean"]["low"] < split["clean"]["value"] < split["clean"]["high"]
     assert split["too_short"]["questions"] == 1 and "low" not in split["too_short"]
     samples = [
-        {"id": f"i{n}", "form": "generation", "correct": n != 1, "truncated": False, "answer": "1", "tokens": 4}
+        {
+            "id": f"i{n}",
+            "form": "generation",
+            "correct": n != 1,
+            "truncated": False,
+            "answer": "1",
+            "tokens": 4,
+        }
         for n in range(5)
         for _ in range(2)
     ]
@@ -78,7 +83,9 @@ def test_sides_are_scored_as_their_questions_alone() -> None:
     assert (right["clean"]["low"], right["clean"]["high"]) == wilson_interval(2, 2)
 
 
-def test_a_run_and_a_file_are_searched_once(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_and_a_file_are_searched_once(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = model_folder(tmp_path / "m")
     run = tmp_path / "run"
     tokenizer = load_tokenizer(folder)

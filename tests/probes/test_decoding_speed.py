@@ -61,7 +61,11 @@ def test_every_precision_is_measured_or_says_why_not(folder: Path) -> None:
         for cell in (small, large):
             assert 0 < cell["decode"]["low"] <= cell["decode"]["median"] <= cell["decode"]["high"]
             dtype = torch.bfloat16 if name == "bf16" else torch.float32
-            assert cell["kv_cache_bytes"] == cell["kv_cache_measured"] == cache_bytes(config, cell["context"], dtype)
+            assert (
+                cell["kv_cache_bytes"]
+                == cell["kv_cache_measured"]
+                == cache_bytes(config, cell["context"], dtype)
+            )
             assert cell["prefill"]["tokens"] == cell["context"] - 4
     plain = sum(p.numel() for p in load_huggingface(folder).parameters())
     assert rows["float32"]["weight_bytes"] == rows["float32"]["packed_bytes"] == 4 * plain

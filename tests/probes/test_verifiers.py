@@ -50,7 +50,11 @@ MATH = [
     (r"[-2, 7)", r"[-2,7)", r"(-2, 7)"),
     (r"1,000", "1000", "100"),
     (r"-\frac{35}{9}", r"-35/9", r"35/9"),
-    (r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}", r"\begin{pmatrix}1\\-2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (
+        r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}",
+        r"\begin{pmatrix}1\\-2\end{pmatrix}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+    ),
     (r"2^{10}", "1024", "1023"),
 ]
 HOSTILE = [
