@@ -5,7 +5,8 @@
 Without files, the text is this Python installation's own. The opponent is the harness' HFLM as it comes (batch size 1,
 the dtype that the model folder states, float32, its cache of logits) and with batches of as many tokens as ours has.
 All score the same texts with the same weights, from the text to the sums, bos before each text as probes do. The bare
-pass is the decoder on the windows' tokens in the same batches, with the product that makes the logits and nothing after.
+pass is the decoder on the windows' tokens in the same batches, with the product that makes the logits
+and nothing after.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ from training.tokenizer import load_tokenizer, train_tokenizer
 CONTEXT, WORDS, BATCH_TOKENS = 1024, 8192, 4096
 DOCUMENT_CONTEXT = 512
 Pair = tuple[str, str]
+HEADINGS = (
+    "",
+    "tokens",
+    "tokens/s",
+    "times as fast as lm-eval as it comes",
+    "as lm-eval batched",
+    "time over a bare forward pass (goal 1.15)",
+    "largest difference of nats",
+)
 
 
 @dataclass(frozen=True)
@@ -193,12 +203,13 @@ def row_of(shape: Shape, tokens: int, times: dict[str, Timing], nats: dict[str, 
 def narrow_words(times: dict[str, Timing], nats: dict[str, float]) -> str:
     """What bfloat16 does, to ours and to theirs."""
     ours, theirs = times["probes, products in bfloat16"], times["lm-eval, all in bfloat16"]
+    wide, theirs_wide = times["probes"], times["lm-eval as it comes"]
+    off = {name: f"{abs(nats[name] / nats['probes'] - 1):.0e}" for name in nats if "bfloat16" in name}
     return (
-        f"On the first row, products in bfloat16 (sums, norms and softmax in float32) are {ours.ratio(times['probes']):.2f} "
-        f"times as fast as probes in float32, {ours.ratio(times['lm-eval as it comes']):.2f} times as fast as lm-eval as it "
-        f"comes and {ours.ratio(theirs):.2f} times as fast as lm-eval all in bfloat16; nats then differ relatively by "
-        f"{abs(nats['probes, products in bfloat16'] / nats['probes'] - 1):.0e}, lm-eval's by "
-        f"{abs(nats['lm-eval, all in bfloat16'] / nats['probes'] - 1):.0e}."
+        "On the first row, products in bfloat16 (sums, norms, softmax in float32) are "
+        f"{ours.ratio(wide):.2f} times as fast as probes in float32, {ours.ratio(theirs_wide):.2f} times as fast as "
+        f"lm-eval as it comes and {ours.ratio(theirs):.2f} times as fast as lm-eval all in bfloat16; nats then differ "
+        f"relatively by {off['probes, products in bfloat16']}, lm-eval's by {off['lm-eval, all in bfloat16']}."
     )
 
 
@@ -245,26 +256,15 @@ def main() -> None:
     text = (
         "## Likelihoods beside lm-evaluation-harness\n\n"
         f"A decoder of 4 layers x 256 with a byte-level BPE of {WORDS:,} (larger vocabularies: more rows that no text "
-        f"uses), documents in windows of {DOCUMENT_CONTEXT}, pairs in a context of {CONTEXT:,}, batches of {BATCH_TOKENS:,} "
-        "tokens, float32, one thread; CPU time of the process with tokenisation, median of "
-        f"{arguments.rounds} paired rounds (`python -m benchmarks.probes`). As it comes, lm-eval runs batches of one with "
-        "its cache of logits, in the dtype of the folder (float32), and a log-softmax over the whole vocabulary at every "
-        "token; batched, as many rows as fit our tokens. Times as fast above 1 are ours; tokens count what each pair "
+        f"uses), documents in windows of {DOCUMENT_CONTEXT}, pairs in a context of {CONTEXT:,}, batches of "
+        f"{BATCH_TOKENS:,} tokens, float32, one thread; CPU time of the process with tokenisation, median of "
+        f"{arguments.rounds} paired rounds (`python -m benchmarks.probes`). As it comes, lm-eval runs batches of "
+        "one with its cache of logits, in the dtype of the folder (float32), and a log-softmax over the whole vocabulary at "
+        "every token; batched, as many rows as fit our tokens. Times as fast above 1 are ours; tokens count what each pair "
         f"would feed alone. The goal of 3 is reached by {len(reached)} of {len(rows)} rows"
-        f"{': ' + '; '.join(reached) if reached else ''}. Both sides do the same products for documents, which leaves no "
-        "room for 3 there.\n\n"
-        + table(
-            [
-                "",
-                "tokens",
-                "tokens/s",
-                "times as fast as lm-eval as it comes",
-                "as lm-eval batched",
-                "time over a bare forward pass (goal 1.15)",
-                "largest difference of nats",
-            ],
-            rows,
-        )  # fmt: skip
+        f"{': ' + '; '.join(reached) if reached else ''}. Both sides do the same products for documents, which leaves "
+        "no room for 3 there.\n\n"
+        + table(HEADINGS, rows)
         + f"\n{narrow}\n\n{machine('torch', 'transformers', 'lm_eval')}\n"
     )
     publish("probes", text, write=arguments.write)

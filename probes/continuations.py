@@ -180,8 +180,8 @@ def _common(a: Continuation, b: Continuation) -> int:
 def _runs(common: Sequence[int]) -> list[tuple[int, int]]:
     """(first, last) stretches of neighbours that share a beginning, cut where that saves more tokens.
 
-    `common[i]` is what sorted contexts i and i + 1 share. A stretch of n saves (n - 1) times its least; it is cut at the
-    least where the parts save more.
+    `common[i]` is what sorted contexts i and i + 1 share. A stretch of n saves (n - 1) times its least; it is
+    cut at the least where the parts save more.
 
     >>> _runs([100, 100, 5, 90]), _runs([100, 99, 98]), _runs([10, 900, 900, 10, 900])
     ([(0, 2), (3, 4)], [(0, 3)], [(1, 3), (4, 5)])

@@ -1,7 +1,7 @@
 """Decoding speed and memory by context length and precision (MobileLLM-R1, Table 10), with the spread of repeats.
 
-A cell is one precision at one context. The prompt is read in pieces, as far as the time given for it allows; the rest of
-the cache is filled with copies, whose values do not change what decoding costs. Then the last tokens of the context
+A cell is one precision at one context. The prompt is read in pieces, as far as the time given for it allows; the rest
+of the cache is filled with copies, whose values do not change what decoding costs. Then the last tokens of the context
 are decoded greedily, one row, again and again from the same place. Precisions are measured one after the other, so that
 the peak of one does not hold the weights of another; ratios between them bear the machine's drift.
 """

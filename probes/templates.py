@@ -1,8 +1,9 @@
 """Templates of task files: `{field}` and nothing that runs.
 
 A field is a path of keys and list positions in a row, `{choices.text}` or `{test_list.0}`, with filters after
-bars from a fixed list, `{sentence|before:_}`. A list of texts is joined by `{tests|lines}`. `{{` and `}}` are braces. A row's text is put in as it is: braces
-in it mean nothing, and neither attributes nor format specifications exist.
+bars from a fixed list, `{sentence|before:_}`. A list of texts is joined by `{tests|lines}`. `{{` and `}}` are
+braces. A row's text is put in as it is: braces in it mean nothing, and neither attributes nor format
+specifications exist.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def _counted(found: SideBySide, name: str) -> str:
     if not sum(counts.values()):
         return "no task in common with the baseline"
     parts = f"{count(counts['better'])} better, {count(counts['worse'])} worse"
-    return f"{parts}, {count(counts['not separable'])} not separable, of {words(sum(counts.values()), 'headline metric')}"
+    of = words(sum(counts.values()), "headline metric")
+    return f"{parts}, {count(counts['not separable'])} not separable, of {of}"
 
 
 def _certainty(metrics: int) -> str:

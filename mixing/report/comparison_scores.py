@@ -64,7 +64,7 @@ def metric_words(metric: str) -> str:
 def _scores(found: SideBySide) -> Section:
     head = _table(found, "Headline metrics with intervals of 95 %.", headline=True)
     every = _table(found, "Every metric of every task.", headline=False)
-    lead = "What each model scored on its own. Compare two of them by the differences below: their intervals are narrower."
+    lead = "What each model scored on its own. Two are compared by the differences below: their intervals are narrower."
     return Section(
         "scores", "Scores", GROUP, (Prose(lead, "lead"), head, Disclosure("All metrics", (every,)))
     )
@@ -240,7 +240,7 @@ def _first_answers(result: TaskResult) -> dict[str, dict[str, Any]]:
 def _contamination(found: SideBySide) -> Section:
     lead = (
         "Scores of the questions that stand in the text that the model was trained on, and of those that do not: dirty "
-        "are those of which it holds half of the runs of 13 words. A gap is a hint, no proof: copied questions may be easier."
+        "are those of which it holds half of the runs of 13 words. A gap is a hint: copied ones may be easier."
     )
     rows = []
     for task in found.tasks:
@@ -305,7 +305,8 @@ def _asked(task: str, contender: Contender) -> tuple[Cell, ...]:
     definition, settings = described["definition"], described["settings"]
     counts = list(described["counts"].values())
     drawn = definition["generation"]
-    how = f"{described['scoring']}, version {described['version']}, context {settings['context']}, seed {settings['seed']}"
+    how = f"{described['scoring']}, version {described['version']}, "
+    how += f"context {settings['context']}, seed {settings['seed']}"
     if described["scoring"] == "generation":
         how += (
             f"; {words(drawn['samples'], 'sample')} of at most {count(drawn['max_tokens'])} tokens at temperature "

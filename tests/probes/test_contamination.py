@@ -22,9 +22,12 @@ from tests.probes.tiny_evaluation import model_folder, write_rows
 from training.tokenizer import load_tokenizer
 from training.tokenizing import write_tokens
 
-QUESTION = "Natalia sold clips to {0} of her friends in the month of {0}, then half as many to {0} in May: how many clips in {0}?"
+QUESTION = (
+    "Natalia sold clips to {0} of her friends in the month of {0}, then half as many to {0} in May: "
+    "how many clips in {0}?"
+)
 ROWS = [{"question": QUESTION.format(f"number{i}"), "answer": f"They are {i}.\n#### {i}"} for i in range(9)]
-TASK = "name: clips\nscoring: gold_bpb\ndata: clips.jsonl\nprompt: 'Question: {question}\\nAnswer:'\ngold: ' {answer}'\n"
+TASK = "name: clips\nscoring: gold_bpb\ndata: clips.jsonl\nprompt: 'Q: {question}\\nA:'\ngold: ' {answer}'\n"
 
 
 @pytest.fixture

@@ -51,7 +51,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "mbpp": {
         "task_id": 1, "text": "Add", "code": "def add(a, b):\n    return a + b", "test_setup_code": "",
-        "challenge_test_list": [], "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(2, 2) == 4"],
+        "challenge_test_list": [],
+        "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(2, 2) == 4"],
     },
     "livecodebench": {
         "question_title": "Double", "question_content": "Read n, print 2n.", "platform": "atcoder", "question_id": "q",

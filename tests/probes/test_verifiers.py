@@ -59,7 +59,8 @@ MATH = [
 ]
 HOSTILE = [
     "\\boxed{" * 3000, "{" * 5000, "\\frac{1}{" * 800 + "2" + "}" * 800, "9" * 20000, "2^{9^{9^{9^{9}}}}",
-    "\\input{/etc/passwd}", "__import__('os').system('true')", "1/0", "\\sum_{n=1}^{10^{12}} n", "\x00\u202e7", "\\left(" * 500,
+    "\\input{/etc/passwd}", "__import__('os').system('true')", "1/0", "\\sum_{n=1}^{10^{12}} n", "\x00\u202e7",
+    "\\left(" * 500,
 ]  # fmt: skip
 
 
