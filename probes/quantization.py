@@ -2,8 +2,9 @@
 
 Names: float32, bf16, int8 (weights alone, a scale a row), 8da8w (activations, too, by their largest, at every call),
 and 8da4w-32, 8da4w-128 (8-bit dynamic activations, 4-bit weights in groups; MobileLLM-R1, section 8). 8da4w takes
-groups of 128 where all widths are multiples of it, of 32 elsewhere, as the paper. Embeddings are then in 8 bits a row, in the
-paper's setting in 4 bits in groups of 32; a tied output weight becomes a matrix of its own in the linear precision.
+groups of 128 where all widths are multiples of it, of 32 elsewhere, as the paper. Embeddings are then in 8 bits a row,
+in the paper's setting in 4 bits in groups of 32; a tied output weight becomes a matrix of its own in the linear
+precision.
 """
 
 from __future__ import annotations
