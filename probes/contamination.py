@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curation.documents import Document
 from curation.overlap_index import SHORTEST_REFERENCE, WORDS, ReferenceIndex
-from curation.progress import progress
+from curation.progress import status_line
 from probes.choice_scores import wilson_interval
 from probes.intervals import RESAMPLES, percentile_interval, ratio_draws
 from probes.metric_values import metric_values, rows_by_question
@@ -71,11 +71,11 @@ def find_overlaps(
                 texts.setdefault((task, item.id), []).append(key)
     index = ReferenceIndex(references, words=words, shortest=min(SHORTEST_REFERENCE, words))
     documents = 0
-    with progress("contamination", total=0, unit="documents") as bar:
+    with status_line() as line:
         for document in training:
             documents += 1
             index.overlaps(document)  # the index remembers which runs it has seen
-            bar.advance()
+            line.show(lambda read=documents: f"looking for the questions: {read:,} documents read")  # type: ignore[misc]
     found = {(source, key): share for source, key, share in index.item_shares()}
     result = {}
     for task, items in tasks.items():

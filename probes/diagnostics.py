@@ -18,9 +18,9 @@ and of the logits: root mean square, largest, and the mean of logsumexp squared,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from curation.errors import DataError
 from training.attention import causal_mask, choose_attention, rotate, rotation
-from training.model import Decoder, Flow, SelfAttention, unit_rms
+from training.model import Decoder, Flow, Layer, SelfAttention, unit_rms
 
 DEAD, HUGE = 1e-3, 100.0
 LOGITS_AT_ONCE = 256
@@ -140,7 +140,8 @@ def _through_layers(model: Decoder, ids: Tensor, sums: Sequence[_LayerSums]) -> 
     positions = torch.arange(tokens, device=x.device)[None]
     cos, sin = rotation(positions, model.frequencies.to(x.device), x.dtype)
     flow = Flow(cos, sin, None, choose_attention("auto", x.device, tokens, tokens), None)
-    for number, (layer, total) in enumerate(zip(model.layers, sums, strict=True)):
+    layers = cast(Iterable[Layer], model.layers)
+    for number, (layer, total) in enumerate(zip(layers, sums, strict=True)):
         normed = layer.input_layernorm(x)
         _add_attention(total, attention_weights(layer.self_attn, normed, flow)[0])
         mixed = layer.self_attn(normed, flow, number)
