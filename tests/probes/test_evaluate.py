@@ -104,6 +104,17 @@ def test_likelihood_of_texts(folder: Path, tmp_path: Path) -> None:
     assert result.metrics["likelihood"]["bits_per_byte"]["value"] == pytest.approx(bits)
 
 
+def test_prompts_beyond_the_context_lose_tokens_on_the_left_and_are_counted(
+    folder: Path, data: dict[str, Path]
+) -> None:
+    given = {"arc_easy": data["arc_easy"]}
+    result = evaluate(folder, ["arc_easy"], data=given, context=12)["arc_easy"]
+    dropped = [row["dropped"] for row in result.records.to_pylist() if row["form"] == "cloze"]
+    assert result.described["counts"]["cloze"]["items_with_dropped_context"] == sum(d > 0 for d in dropped) > 0
+    whole = evaluate(folder, ["arc_easy"], data=given)["arc_easy"]
+    assert whole.described["counts"]["cloze"]["items_with_dropped_context"] == 0
+
+
 def test_finished_tasks_are_not_repeated(
     folder: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
