@@ -129,7 +129,7 @@ def evaluate(
         if tokenizer is None
         else hash_value([hash_folder(Path(f)) for f in (folder, tokenizer)])
     )
-    settings = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
+    settings: dict[str, Any] = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
     if precision != "float32":
         settings["precision"] = precision
     works = [_read(task, settings, model_hash, limit, seed) for task in chosen]

@@ -66,13 +66,14 @@ def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "
     if decoder.lm_head is not None:
         head = decoder.lm_head
     else:
-        head = nn.Linear(*reversed(decoder.output_weight.shape), bias=False, device="meta")
-        head.weight = decoder.output_weight  # type: ignore[assignment]
+        rows, width = decoder.output_weight.shape
+        head = nn.Linear(width, rows, bias=False, device="meta")
+        head.weight = decoder.embed_tokens.weight
     if precision in ("float32", "bf16"):
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         decoder.to(dtype)
         if decoder.lm_head is None:
-            head.weight = decoder.output_weight  # type: ignore[assignment]
+            head.weight = decoder.embed_tokens.weight
         size = sum(p.numel() for p in decoder.parameters()) * dtype.itemsize
         return DeployedModel(precision, decoder, head, dtype, size)
     group = _group(decoder, precision)
@@ -102,6 +103,7 @@ def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> 
                 quantize_,
             )
 
+            four_bits = getattr(torch, "int4")  # noqa: B009 - torch's stubs do not know it
             config: Any
             if precision == "int8":
                 config = Int8WeightOnlyConfig(set_inductor_config=False)
@@ -109,10 +111,10 @@ def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> 
                 config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
             else:
                 config = Int8DynamicActivationIntxWeightConfig(
-                    weight_dtype=torch.int4, weight_granularity=PerGroup(group)
+                    weight_dtype=four_bits, weight_granularity=PerGroup(group)
                 )
             if group:
-                rows = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(EMBEDDING_GROUP))
+                rows = IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=PerGroup(EMBEDDING_GROUP))
             else:
                 rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
             quantize_(decoder, rows, filter_fn=lambda module, _: isinstance(module, nn.Embedding))
@@ -163,7 +165,7 @@ def _packed(decoder: Decoder, precision: str, group: int) -> int:
 
 def _held(tensor: Tensor) -> int:
     """Bytes of a tensor, or of the tensors that one of torchao's is made of."""
-    inside = getattr(tensor, "__tensor_flatten__", None)
+    inside: Any = getattr(tensor, "__tensor_flatten__", None)
     if inside is None:
         return tensor.numel() * tensor.element_size()
     return sum(_held(getattr(tensor, name)) for name in inside()[0] if getattr(tensor, name) is not None)

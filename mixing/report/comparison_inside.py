@@ -117,7 +117,7 @@ def _inside_row(contender: Contender) -> tuple[Cell, ...]:
 
 def _speed(contenders: Sequence[Contender]) -> Section:
     rows: list[tuple[Cell, ...]] = []
-    panels = []
+    panels: list[Chart] = []
     named: list[str] = []
     for contender in contenders:
         found: dict[str, Any] = contender.speed or {}

@@ -110,7 +110,9 @@ def test_prompts_beyond_the_context_lose_tokens_on_the_left_and_are_counted(
     given = {"arc_easy": data["arc_easy"]}
     result = evaluate(folder, ["arc_easy"], data=given, context=12)["arc_easy"]
     dropped = [row["dropped"] for row in result.records.to_pylist() if row["form"] == "cloze"]
-    assert result.described["counts"]["cloze"]["items_with_dropped_context"] == sum(d > 0 for d in dropped) > 0
+    assert (
+        result.described["counts"]["cloze"]["items_with_dropped_context"] == sum(d > 0 for d in dropped) > 0
+    )
     whole = evaluate(folder, ["arc_easy"], data=given)["arc_easy"]
     assert whole.described["counts"]["cloze"]["items_with_dropped_context"] == 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from probes.task_programs import program_tests
 from probes.tasks import load_task
-from training.rewards import named_reward, score
+from training.rewards import MathReward, MathVerify, named_reward, score
 
 CORPORA = Path(os.environ.get("MIXWRIGHT_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
 
@@ -65,7 +65,8 @@ HOSTILE = [
 
 
 def test_mathematical_answers_and_perturbed_copies() -> None:
-    reward = named_reward("math-verify")
+    # More time than the reward's own two seconds: a crowded machine is no wrong answer.
+    reward = MathReward(second_opinion=MathVerify(seconds=60.0).equal)
     try:
         for key, same, other in MATH:
             for text in (key, same):
@@ -73,7 +74,7 @@ def test_mathematical_answers_and_perturbed_copies() -> None:
             assert not score(reward, f"Therefore it is $\\boxed{{{other}}}$.", key).correct, (key, other)
             assert not score(reward, "I do not know.", key).correct
     finally:
-        reward.second_opinion.__self__.close()  # type: ignore[attr-defined]
+        reward.second_opinion.__self__.close()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["math", "math-verify"])
