@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from curation.errors import MachineError, RecipeError
 from training.model import Decoder
@@ -163,9 +163,9 @@ def _packed(decoder: Decoder, precision: str, group: int) -> int:
     return size + sum(4 * p.numel() for n, p in decoder.named_parameters() if "norm" in n)
 
 
-def _held(tensor: Tensor) -> int:
+def _held(tensor: Any) -> int:
     """Bytes of a tensor, or of the tensors that one of torchao's is made of."""
-    inside: Any = getattr(tensor, "__tensor_flatten__", None)
-    if inside is None:
-        return tensor.numel() * tensor.element_size()
-    return sum(_held(getattr(tensor, name)) for name in inside()[0] if getattr(tensor, name) is not None)
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return int(tensor.numel() * tensor.element_size())
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_held(getattr(tensor, name)) for name in names if getattr(tensor, name) is not None)
