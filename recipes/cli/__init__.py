@@ -57,6 +57,7 @@ def main() -> None:
         mixing,
         post_training,
         running,
+        speed,
         training,
         tuning,
     )
