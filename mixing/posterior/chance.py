@@ -15,13 +15,14 @@ from mixing.posterior.posterior import LossPosterior
 
 PERMUTATIONS = 1999
 SMOOTHING = 0.5
+EPSILON = 0.02
 
 
 def chance_of_no_effect(posterior: LossPosterior, objective: np.ndarray, *, seed: int = 0) -> float:
     """p of no link between mixtures and the objective, over the runs with absolute losses."""
-    evidence = posterior.groups[0].problem.evidence
+    evidence = posterior.evidence
     values = posterior.losses @ objective
-    at = features(posterior.runs, posterior.epsilon)
+    at = features(posterior.runs, EPSILON)
     return permutation_p(at, values, evidence.seed[evidence.runs], seed)
 
 

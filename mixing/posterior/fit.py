@@ -11,16 +11,16 @@ from curation.errors import DataError, RecipeError
 from mixing.fit.tables import ProxyTable
 from mixing.posterior.evidence import Effects, Evidence, Influence, gather
 from mixing.posterior.model import Problem, make_problem, negative_log_posterior
-from mixing.posterior.posterior import Group, LossPosterior, make_component
+from mixing.posterior.posterior import Component, Group, LossPosterior, make_component, whole_shares
 
 EPSILONS = (0.003, 0.02, 0.15)
 """Tried smallest shares that matter: from sparse designs to nearly linear effects."""
+GIVEN_UP = 6.0
+"""Epsilons whose first fit is this much less likely (nats) are not pursued."""
 COMPONENTS = 8
 CANDIDATES = 64
 FIRST_STEPS = 25
 STEPS = 120
-MOST_COUPLED = 400
-"""Observed numbers up to which capabilities are modelled together; beyond, each by itself (cost N^3)."""
 
 
 def fit_posterior(
@@ -29,7 +29,7 @@ def fit_posterior(
     influence: Influence | Sequence[Influence] = (),
     *,
     epsilon: float | None = None,
-    coupled: bool | None = None,
+    coupled: bool = False,
     components: int = COMPONENTS,
     seed: int = 0,
 ) -> LossPosterior:
@@ -38,8 +38,8 @@ def fit_posterior(
     table      : runs; absolute losses, lower is better
     loo        : differences to a base mixture, when its runs are not rows of the table themselves
     influence  : benefits of the sources at one mixture or several
-    epsilon    : smallest share that matters; None: of EPSILONS the one of greatest evidence
-    coupled    : capabilities share a process and noise; None: when that is affordable
+    epsilon    : smallest share that matters; None: EPSILONS, in proportion to their evidence
+    coupled    : capabilities share a process and noise (cubic in runs times capabilities)
     components : draws of the hyperparameters that are averaged; 1: their mode alone
     The order of rows and sources does not change the result. Raises DataError with fewer than two runs.
     """
@@ -49,24 +49,38 @@ def fit_posterior(
         raise RecipeError(f"An epsilon of {epsilon} is not possible", where="epsilon", remedy="Choose 0 to 1")
     records = [influence] if isinstance(influence, Influence) else list(influence)
     evidence = gather(table, loo, records)
-    together = int(np.isfinite(evidence.observed).sum()) <= MOST_COUPLED if coupled is None else coupled
+    together = coupled
     everything = tuple(range(len(table.metrics)))
     split = [everything] if together else [(c,) for c in everything]
-    parts = [_select(evidence, group) for group in split]
-    modes = {}
-    for value in EPSILONS if epsilon is None else (epsilon,):
-        problems = [make_problem(part, value, together) for part in parts]
-        found = [_mode(problem, FIRST_STEPS) for problem in problems]
-        modes[value] = (sum(f for _, f in found), problems, [theta for theta, _ in found])
-    best = min(modes, key=lambda value: modes[value][0])
-    _, problems, starts = modes[best]
-    groups, evidence_sum = [], 0.0
-    for place, (group, problem, start) in enumerate(zip(split, problems, starts, strict=True)):
-        theta, value = _mode(problem, STEPS, start)
-        evidence_sum -= value
-        drawn = _draws(problem, theta, components, np.random.SeedSequence([seed, 0xF17, place]))
-        groups.append(Group(group, problem, tuple(make_component(problem, t, w) for t, w in drawn)))
-    return LossPosterior(table.sources, table.metrics, best, tuple(groups), evidence_sum)
+    groups = []
+    for place, group in enumerate(split):
+        problems = [
+            make_problem(_select(evidence, group), value, together)
+            for value in (EPSILONS if epsilon is None else (epsilon,))
+        ]
+        drawn = _components(problems, components, np.random.SeedSequence([seed, 0xF17, place]))
+        groups.append(Group(group, drawn))
+    return LossPosterior(table.sources, table.metrics, evidence, tuple(groups))
+
+
+def _components(
+    problems: list[Problem], components: int, seed: np.random.SeedSequence
+) -> tuple[Component, ...]:
+    """Components of all epsilons, in proportion to their evidence (density at the mode, equal priors)."""
+    starts = [_mode(problem, FIRST_STEPS) for problem in problems]
+    least = min(value for _, value in starts)
+    near = [i for i, (_, value) in enumerate(starts) if value < least + GIVEN_UP]
+    modes = {i: _mode(problems[i], STEPS, starts[i][0]) for i in near}
+    values = np.array([modes[i][1] for i in near])
+    shares = np.exp(values.min() - values)
+    counts = whole_shares(shares, max(components, 1))
+    found = []
+    for i, count, own in zip(near, counts, seed.spawn(len(near)), strict=True):
+        if count:
+            drawn = _draws(problems[i], modes[i][0], int(count) if components > 1 else 1, components > 1, own)
+            share = float(count) / max(components, 1)
+            found += [make_component(problems[i], theta, weight * share) for theta, weight in drawn]
+    return tuple(found)
 
 
 def _select(evidence: Evidence, group: tuple[int, ...]) -> Evidence:
@@ -107,7 +121,7 @@ def _starts(problem: Problem) -> list[np.ndarray]:
 
 
 def _draws(
-    problem: Problem, mode: np.ndarray, components: int, seed: np.random.SeedSequence
+    problem: Problem, mode: np.ndarray, components: int, spread: bool, seed: np.random.SeedSequence
 ) -> list[tuple[np.ndarray, float]]:
     """Hyperparameters and their weights: Laplace's normal around the mode, corrected by importance.
 
@@ -115,7 +129,7 @@ def _draws(
     gradient, made positive. Importance ratios are cut at the square root of their number times their mean
     (Ionides 2008), then `components` of CANDIDATES draws are chosen in proportion, systematically.
     """
-    if components <= 1:
+    if not spread:
         return [(mode, 1.0)]
     size, step = len(mode), 1e-3
     at_mode = negative_log_posterior(mode, problem)

@@ -14,9 +14,16 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from mixing.fit.search import Simplex
-from mixing.posterior.kernel import blocks, features, functionals, slopes
-from mixing.posterior.model import Problem, noise_terms
-from mixing.posterior.posterior import Component, LossPosterior, _shares, kernel_slope, pulls
+from mixing.posterior.kernel import blocks, functionals, slopes
+from mixing.posterior.model import OFFSET_VARIANCE, noise_terms
+from mixing.posterior.posterior import (
+    Component,
+    LossPosterior,
+    constants,
+    kernel_slope,
+    pulls,
+    whole_shares,
+)
 
 COSINES = 192
 STEPS = 80
@@ -37,7 +44,6 @@ class _Waves:
 class _Bundle:
     """Functions of one component: pull [D, latents, n], waves by latent or None, constant [D]."""
 
-    problem: Problem
     component: Component
     pull: np.ndarray
     waves: tuple[_Waves, ...] | None
@@ -45,18 +51,19 @@ class _Bundle:
 
     def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values [D] and gradients [D, m] of function d at mixture d of [D, m]."""
-        points = functionals(weights, None, self.problem.epsilon)
+        problem = self.component.problem
+        points = functionals(weights, None, problem.epsilon)
         value, slope = self.constant.copy(), np.zeros_like(weights)
         for q, length in enumerate(self.component.lengths):
-            block = blocks(points, self.problem.of, length)
+            block = blocks(points, problem.of, length)
             value += (block.matrix * self.pull[:, q]).sum(1)
-            slope += kernel_slope(self.problem, block.gaussian, points.at, length, self.pull[:, q])
+            slope += kernel_slope(problem, block.gaussian, points.at, length, self.pull[:, q])
             if self.waves is not None:
                 wave = self.waves[q]
                 angle = points.at @ wave.frequency.T + wave.phase
                 value += (np.cos(angle) * wave.weight).sum(1)
                 slope -= (np.sin(angle) * wave.weight) @ wave.frequency
-        return value, slope * slopes(weights, self.problem.epsilon)
+        return value, slope * slopes(weights, problem.epsilon)
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,15 @@ class Functions:
 
 def mean_functions(posterior: LossPosterior, objectives: np.ndarray) -> Functions:
     """Posterior means of several weighed sums of losses; objectives [D, c]."""
-    from mixing.posterior.posterior import _constants
-
     count = len(objectives)
     parts = []
     for group in posterior.groups:
         own = objectives[:, list(group.capabilities)]
-        problem = group.problem
         for component in group.components:
-            pull = np.stack([pulls(problem, component, o) for o in own])
-            constant = own @ (problem.mean + problem.scale * _constants(problem, component))
-            bundle = _Bundle(problem, component, pull, None, constant)
+            problem = component.problem
+            pull = np.stack([pulls(component, o) for o in own])
+            constant = own @ (problem.mean + problem.scale * constants(component))
+            bundle = _Bundle(component, pull, None, constant)
             parts.append((bundle, np.arange(count), component.weight))
     return Functions(count, tuple(parts))
 
@@ -103,19 +108,20 @@ def sampled_functions(posterior: LossPosterior, objective: np.ndarray, draws: in
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x9A7, place]))
         order = rng.permutation(draws)
         start = 0
-        counts = _shares(np.array([component.weight for component in group.components]), draws)
+        counts = whole_shares(group.shares, draws)
         for component, count in zip(group.components, counts, strict=True):
             if count:
-                bundle = _draw(group.problem, component, own, int(count), rng)
+                bundle = _draw(component, own, int(count), rng)
                 parts.append((bundle, order[start : start + count], 1.0))
             start += count
     return Functions(draws, tuple(parts))
 
 
 def _draw(
-    problem: Problem, component: Component, objective: np.ndarray, draws: int, rng: np.random.Generator
+    component: Component, objective: np.ndarray, draws: int, rng: np.random.Generator
 ) -> _Bundle:
-    of, (c, n) = problem.of, component.response.shape
+    problem, (c, n) = component.problem, component.response.shape
+    of = problem.of
     observed = np.zeros((draws, c, n))
     waves = []
     for q, length in enumerate(component.lengths):
@@ -142,11 +148,9 @@ def _draw(
     weighed = full * component.response
     amplitudes = component.loadings @ (objective * problem.scale)
     pull = amplitudes[None, :, None] * np.einsum("qc,dcn->dqn", component.loadings, weighed)
-    from mixing.posterior.model import OFFSET_VARIANCE
-
     offset = offset + OFFSET_VARIANCE * full[:, :, problem.evidence.runs].sum(axis=2)
     constant = (problem.mean + problem.scale * offset) @ objective
-    return _Bundle(problem, component, pull, tuple(waves), constant)
+    return _Bundle(component, pull, tuple(waves), constant)
 
 
 def _noise(over: np.ndarray, rows: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:

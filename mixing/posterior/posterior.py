@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from mixing.posterior.evidence import MAIN
+from mixing.posterior.evidence import MAIN, Evidence
 from mixing.posterior.kernel import blocks, functionals, slopes
 from mixing.posterior.model import (
     OFFSET_VARIANCE,
@@ -15,7 +15,6 @@ from mixing.posterior.model import (
     assemble,
     lengths_of,
     loadings_of,
-    negative_log_posterior,
     response_of,
 )
 
@@ -24,10 +23,11 @@ from mixing.posterior.model import (
 class Component:
     """The Gaussian process of one draw of the hyperparameters.
 
-    weight: its share of the posterior; factor: Cholesky of the observations' covariance [N, N]; alpha [N]
+    problem: the evidence in the features of one epsilon; weight: its share of the posterior; factor: Cholesky of the observations' covariance [N, N]; alpha [N]
     lengths [latents, m]; loadings [latents, c]; response [c, n]
     """
 
+    problem: Problem
     theta: np.ndarray
     weight: float
     factor: np.ndarray
@@ -42,7 +42,7 @@ def make_component(problem: Problem, theta: np.ndarray, weight: float) -> Compon
     factor = cholesky(assemble(problem, theta).matrix, lower=True, check_finite=False)
     alpha = cho_solve((factor, True), problem.targets, check_finite=False)
     return Component(
-        theta, weight, factor, alpha,
+        problem, theta, weight, factor, alpha,
         lengths_of(problem, theta), loadings_of(problem, theta), response_of(problem, theta),
     )  # fmt: skip
 
@@ -52,18 +52,23 @@ class Group:
     """Capabilities that are modelled together: their places in the table, and one component a draw."""
 
     capabilities: tuple[int, ...]
-    problem: Problem
     components: tuple[Component, ...]
 
-    def moments(self, weights: np.ndarray, component: Component) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [q, c] and covariance [q, c, q, c] of the noise-free losses at mixtures [q, m]."""
-        cross, prior = _covariances(self.problem, component, weights)
-        q, c = len(weights), self.problem.outputs
-        mean = self.problem.mean + self.problem.scale * (cross @ component.alpha).reshape(c, q).T
-        half = solve_triangular(component.factor, cross.T, lower=True, check_finite=False)
-        covariance = (prior - half.T @ half).reshape(c, q, c, q).transpose(1, 0, 3, 2)
-        scale = self.problem.scale
-        return mean, covariance * scale[None, :, None, None] * scale
+    @property
+    def shares(self) -> np.ndarray:
+        """Weights of the components."""
+        return np.array([component.weight for component in self.components])
+
+
+def moments(component: Component, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [q, c] and covariance [q, c, q, c] of the noise-free losses at mixtures [q, m]."""
+    problem = component.problem
+    cross, prior = _covariances(component, weights)
+    q, c = len(weights), problem.outputs
+    mean = problem.mean + problem.scale * (cross @ component.alpha).reshape(c, q).T
+    half = solve_triangular(component.factor, cross.T, lower=True, check_finite=False)
+    covariance = (prior - half.T @ half).reshape(c, q, c, q).transpose(1, 0, 3, 2)
+    return mean, covariance * problem.scale[None, :, None, None] * problem.scale
 
 
 @dataclass(frozen=True)
@@ -71,37 +76,31 @@ class LossPosterior:
     """What the evidence says about the losses; made by `fit_posterior`.
 
     sources [m], capabilities [c]; groups: capabilities that are modelled together. Draws of different groups
-    are independent. `log_evidence`: log marginal likelihood and prior at the mode, standardised units.
+    are independent. evidence: what it rests on, on the table's sources and capabilities.
     """
 
     sources: tuple[str, ...]
     capabilities: tuple[str, ...]
-    epsilon: float
+    evidence: Evidence
     groups: tuple[Group, ...]
-    log_evidence: float
 
     @property
     def runs(self) -> np.ndarray:
         """Mixtures of the runs with absolute losses [n, m]."""
-        evidence = self.groups[0].problem.evidence
-        return evidence.points[evidence.runs]
+        return self.evidence.points[self.evidence.runs]
 
     @property
     def losses(self) -> np.ndarray:
         """Losses of those runs [n, c]."""
-        found = np.zeros((int(self.groups[0].problem.evidence.runs.sum()), len(self.capabilities)))
-        for group in self.groups:
-            evidence = group.problem.evidence
-            found[:, group.capabilities] = evidence.observed[:, evidence.runs].T
-        return found
+        return self.evidence.observed[:, self.evidence.runs].T
 
     def mean(self, weights: np.ndarray) -> np.ndarray:
         """Posterior mean losses [q, c] at mixtures [q, m]."""
         found = np.zeros((len(weights), len(self.capabilities)))
         for group in self.groups:
-            problem = group.problem
             for component in group.components:
-                cross = _cross(problem, component, weights)
+                problem = component.problem
+                cross = _cross(component, weights)
                 value = (cross @ component.alpha).reshape(problem.outputs, len(weights)).T
                 found[:, group.capabilities] += component.weight * (problem.mean + problem.scale * value)
         return found
@@ -119,10 +118,10 @@ class LossPosterior:
                 continue
             means = []
             for component in group.components:
-                part, within = group.moments(weights, component)
+                part, within = moments(component, weights)
                 means.append(part @ own)
                 covariance += component.weight * np.einsum("aibj,i,j->ab", within, own, own)
-            shares = np.array([component.weight for component in group.components])
+            shares = group.shares
             centre = shares @ np.array(means)
             away = np.array(means) - centre
             covariance += (away * shares[:, None]).T @ away
@@ -133,11 +132,11 @@ class LossPosterior:
         """Variance of the objective of one run beside what its seed shares with others."""
         total = 0.0
         for group in self.groups:
-            own = objective[list(group.capabilities)] * group.problem.scale
-            layout = group.problem.layout
             for component in group.components:
+                problem, layout = component.problem, component.problem.layout
+                own = objective[list(group.capabilities)] * problem.scale
                 variance = np.diag(np.exp(2 * layout.get(component.theta, "noise")))
-                if group.problem.coupled:
+                if problem.coupled:
                     loading = layout.get(component.theta, "noise_loading")
                     variance = variance + np.outer(loading, loading)
                 total += component.weight * float(own @ variance @ own)
@@ -153,15 +152,15 @@ class LossPosterior:
         found = np.zeros((draws, len(weights), len(self.capabilities)))
         for place, group in enumerate(self.groups):
             rng = np.random.default_rng(np.random.SeedSequence([seed, 0x9A3, place]))
-            size = len(weights) * group.problem.outputs
+            size = len(weights) * len(group.capabilities)
             normal = rng.standard_normal((draws, size))
-            counts = _shares(np.array([component.weight for component in group.components]), draws)
+            counts = whole_shares(group.shares, draws)
             drawn = np.zeros((draws, size))
             start = 0
             for component, count in zip(group.components, counts, strict=True):
                 if count == 0:
                     continue
-                mean, covariance = group.moments(weights, component)
+                mean, covariance = moments(component, weights)
                 root = _root(covariance.reshape(size, size))
                 drawn[start : start + count] = mean.ravel() + normal[start : start + count] @ root.T
                 start += count
@@ -177,25 +176,24 @@ class LossPosterior:
             own = objective[list(group.capabilities)]
             if not own.any():
                 continue
-            problem = group.problem
-            point = functionals(weights[None], None, self.epsilon)
             for component in group.components:
-                value += component.weight * float(own @ problem.mean)
-                pull = pulls(problem, component, own)
-                value += component.weight * float(own @ problem.scale * 0.0)
+                problem, share = component.problem, component.weight
+                point = functionals(weights[None], None, problem.epsilon)
+                pull = pulls(component, own)
+                total = float(own @ (problem.mean + problem.scale * constants(component)))
+                along = np.zeros(len(weights))
                 for q, length in enumerate(component.lengths):
                     block = blocks(point, problem.of, length)
-                    value += component.weight * float(block.matrix[0] @ pull[q])
-                    slope += component.weight * kernel_slope(problem, block.gaussian, point.at, length, pull[q])[0]
-                if not np.isfinite(value):
-                    return np.inf, slope
-                value += component.weight * float(own @ (problem.scale * _constants(problem, component)))
-        return value, slope * slopes(weights, self.epsilon)
+                    total += float(block.matrix[0] @ pull[q])
+                    along += kernel_slope(problem, block.gaussian, point.at, length, pull[q])[0]
+                value += share * total
+                slope += share * along * slopes(weights, problem.epsilon)
+        return value, slope
 
 
-def pulls(problem: Problem, component: Component, objective: np.ndarray) -> np.ndarray:
+def pulls(component: Component, objective: np.ndarray) -> np.ndarray:
     """Coefficients [latents, n] with which the mean of the objective is a sum of kernels (losses' units)."""
-    c, n = component.response.shape
+    problem, (c, n) = component.problem, component.response.shape
     alpha = np.zeros(c * n)
     alpha[problem.capability * n + problem.row] = component.alpha
     weighed = alpha.reshape(c, n) * component.response
@@ -219,8 +217,9 @@ def kernel_slope(
     return (main @ of.at - main.sum(1)[:, None] * at) * inverse + weighed @ towards
 
 
-def _constants(problem: Problem, component: Component) -> np.ndarray:
+def constants(component: Component) -> np.ndarray:
     """Posterior mean [c] of the offset of absolute losses."""
+    problem = component.problem
     main = problem.evidence.runs.astype(float)[problem.row]
     return np.array(
         [
@@ -230,9 +229,9 @@ def _constants(problem: Problem, component: Component) -> np.ndarray:
     )
 
 
-def _cross(problem: Problem, component: Component, weights: np.ndarray) -> np.ndarray:
+def _cross(component: Component, weights: np.ndarray) -> np.ndarray:
     """Covariance [c q, N] of the losses at mixtures [q, m] with the observations."""
-    q, (c, n) = len(weights), component.response.shape
+    problem, q, (c, n) = component.problem, len(weights), component.response.shape
     points = functionals(weights, None, problem.epsilon)
     full = np.zeros((c, q, c, n))
     for length, loading in zip(component.lengths, component.loadings, strict=True):
@@ -246,10 +245,8 @@ def _cross(problem: Problem, component: Component, weights: np.ndarray) -> np.nd
     return full.reshape(c * q, c * n)[:, problem.capability * n + problem.row]
 
 
-def _covariances(
-    problem: Problem, component: Component, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    q, c = len(weights), problem.outputs
+def _covariances(component: Component, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    problem, q, c = component.problem, len(weights), component.problem.outputs
     points = functionals(weights, None, problem.epsilon)
     prior = np.zeros((c, q, c, q))
     for length, loading in zip(component.lengths, component.loadings, strict=True):
@@ -259,7 +256,7 @@ def _covariances(
                 prior[a, :, b] += loading[a] * loading[b] * kernel
     for a in range(c):
         prior[a, :, a] += OFFSET_VARIANCE
-    return _cross(problem, component, weights), prior.reshape(c * q, c * q)
+    return _cross(component, weights), prior.reshape(c * q, c * q)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
@@ -274,7 +271,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
-def _shares(weights: np.ndarray, draws: int) -> np.ndarray:
+def whole_shares(weights: np.ndarray, draws: int) -> np.ndarray:
     """Whole numbers that sum to `draws`, in proportion (largest remainder)."""
     exact = weights / weights.sum() * draws
     counts = np.floor(exact).astype(int)
@@ -282,7 +279,3 @@ def _shares(weights: np.ndarray, draws: int) -> np.ndarray:
         counts[index] += 1
     return counts
 
-
-def component_evidence(problem: Problem, theta: np.ndarray) -> float:
-    """Log posterior density of hyperparameters up to a constant."""
-    return -negative_log_posterior(theta, problem)[0]
