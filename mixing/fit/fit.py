@@ -20,7 +20,7 @@ from mixing.mixture import Mixture, make_mixture
 from mixing.projection import share_bounds
 
 WITHOUT_RUNS = ("uniform", "proportional", "temperature", "unimax")
-FROM_RUNS = ("best-of-n", "leave-one-out", "log-linear", "gaussian-process")
+FROM_RUNS = ("best-of-n", "leave-one-out", "log-linear", "gaussian-process", "posterior")
 METHODS = (*WITHOUT_RUNS, *FROM_RUNS)
 UNIMAX_EPOCHS = 4.0
 
@@ -136,6 +136,11 @@ def _from_runs(
                 remedy="Give losses such as bits per byte, or use gaussian-process",
             )
         return propose_log_linear(table, objective, simplex, seed=seed, prior_strength=prior_strength)
+    if method == "posterior":
+        # It stands on this package's tables and search, so it is imported when it is wanted.
+        from mixing.posterior.method import propose_posterior
+
+        return propose_posterior(table, objective, simplex, seed)
     return propose_process(table, objective, simplex, seed=seed, epsilon=epsilon)
 
 
@@ -246,7 +251,7 @@ def _warnings(table: ProxyTable, method: str) -> tuple[str, ...]:
     notes = []
     n, m = table.weights.shape
     rank = int(np.linalg.matrix_rank(table.weights - table.weights.mean(axis=0), tol=1e-8))
-    if method in ("log-linear", "gaussian-process") and rank < m - 1:
+    if method in ("log-linear", "gaussian-process", "posterior") and rank < m - 1:
         fixed = [s for j, s in enumerate(table.sources) if np.ptp(table.weights[:, j]) < 1e-9]
         still = f"; these never vary: {', '.join(fixed)}" if fixed else ""
         notes.append(

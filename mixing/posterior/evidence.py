@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curation.errors import DataError
 from mixing.fit.tables import ProxyTable
-from mixing.leave_one_out.study import LeaveOneOut
+
+if TYPE_CHECKING:  # it imports torch, and this does without
+    from mixing.leave_one_out.study import LeaveOneOut
 
 MAIN = 0
 """Offset id of the table's runs: absolute losses."""
