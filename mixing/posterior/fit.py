@@ -11,7 +11,14 @@ from curation.errors import DataError, RecipeError
 from mixing.fit.tables import ProxyTable
 from mixing.posterior.evidence import Effects, Evidence, Influence, gather
 from mixing.posterior.model import Problem, make_problem, negative_log_posterior
-from mixing.posterior.posterior import Component, Group, LossPosterior, make_component, whole_shares
+from mixing.posterior.posterior import (
+    Component,
+    Group,
+    LossPosterior,
+    make_component,
+    residual_correlation,
+    whole_shares,
+)
 
 EPSILONS = (0.003, 0.02, 0.15)
 """Tried smallest shares that matter: from sparse designs to nearly linear effects."""
@@ -60,7 +67,8 @@ def fit_posterior(
         ]
         drawn = _components(problems, components, np.random.SeedSequence([seed, 0xF17, place]))
         groups.append(Group(group, drawn))
-    return LossPosterior(table.sources, table.metrics, evidence, tuple(groups))
+    correlation = residual_correlation(tuple(groups), evidence)
+    return LossPosterior(table.sources, table.metrics, evidence, tuple(groups), correlation)
 
 
 def _components(

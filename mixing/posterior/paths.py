@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_solve
+from scipy.special import erf
 
 from mixing.fit.search import Simplex
 from mixing.posterior.kernel import blocks, functionals, slopes
@@ -22,6 +23,7 @@ from mixing.posterior.posterior import (
     constants,
     kernel_slope,
     pulls,
+    root,
     whole_shares,
 )
 
@@ -101,6 +103,14 @@ def mean_functions(posterior: LossPosterior, objectives: np.ndarray) -> Function
 def sampled_functions(posterior: LossPosterior, objective: np.ndarray, draws: int, seed: int) -> Functions:
     """Draws of the weighed sum of losses `objective` [c] as functions of the mixture."""
     parts = []
+    n = len(posterior.evidence.points)
+    shared = np.random.default_rng(np.random.SeedSequence([seed, 0x9A8])).standard_normal
+    # Errors go together over capabilities as their residuals do: the noise of the runs and, through common
+    # frequencies, the prior draws.
+    link = root(posterior.correlation).T
+    c, m = posterior.losses.shape[1], len(posterior.sources)
+    normal, of_waves = shared((draws, n, c)) @ link, shared((draws, COSINES, c)) @ link
+    frequency, phase = shared((COSINES, m)), np.pi * (1 + erf(shared(COSINES) / np.sqrt(2)))
     for place, group in enumerate(posterior.groups):
         own = objective[list(group.capabilities)]
         if not own.any():
@@ -111,23 +121,34 @@ def sampled_functions(posterior: LossPosterior, objective: np.ndarray, draws: in
         counts = whole_shares(group.shares, draws)
         for component, count in zip(group.components, counts, strict=True):
             if count:
-                bundle = _draw(component, own, int(count), rng)
-                parts.append((bundle, order[start : start + count], 1.0))
+                rows = order[start : start + count]
+                of_runs = normal[rows][:, :, list(group.capabilities)].transpose(0, 2, 1)
+                waves = _Waves(frequency, phase, of_waves[rows][:, :, group.capabilities[0]])
+                bundle = _draw(component, own, of_runs, waves, rng)
+                parts.append((bundle, rows, 1.0))
             start += count
     return Functions(draws, tuple(parts))
 
 
 def _draw(
-    component: Component, objective: np.ndarray, draws: int, rng: np.random.Generator
+    component: Component,
+    objective: np.ndarray,
+    of_runs: np.ndarray,
+    common: _Waves,
+    rng: np.random.Generator,
 ) -> _Bundle:
+    """Functions whose runs have the noise `of_runs` [D, c, n] and whose first process the waves `common`, both
+    standard normal."""
+    draws = len(of_runs)
     problem, (c, n) = component.problem, component.response.shape
     of = problem.of
     observed = np.zeros((draws, c, n))
     waves = []
     for q, length in enumerate(component.lengths):
-        frequency = rng.standard_normal((COSINES, len(length))) / length
-        phase = rng.uniform(0, 2 * np.pi, COSINES)
-        weight = rng.standard_normal((draws, COSINES)) * np.sqrt(2 / COSINES)
+        normal = common.weight if q == 0 else rng.standard_normal((draws, COSINES))
+        base = common.frequency if q == 0 else rng.standard_normal((COSINES, len(length)))
+        frequency, phase = base / length, common.phase
+        weight = normal * np.sqrt(2 / COSINES)
         angle = of.at @ frequency.T + phase
         basis = of.value[:, None] * np.cos(angle) - np.sin(angle) * (of.along @ frequency.T)
         seen = weight @ basis.T
@@ -136,7 +157,7 @@ def _draw(
         waves.append(_Waves(frequency, phase, weight * amplitude))
     offset = np.zeros((draws, c))
     for name, over, rows in noise_terms(problem, component.theta):
-        noise = _noise(over, rows, draws, rng)
+        noise = _noise(over, rows, of_runs if name == "noise" else rng.standard_normal(of_runs.shape))
         observed += noise
         if name == "offset":
             main = np.flatnonzero(problem.evidence.runs)[0]
@@ -153,12 +174,10 @@ def _draw(
     return _Bundle(component, pull, tuple(waves), constant)
 
 
-def _noise(over: np.ndarray, rows: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+def _noise(over: np.ndarray, rows: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """Draws [D, c, n] with covariance over x rows; `rows` is diagonal or says which rows are equal."""
-    c, n = len(over), len(rows)
-    left = np.linalg.cholesky(over + 1e-14 * np.trace(over) * np.eye(c))
+    left = np.linalg.cholesky(over + 1e-14 * np.trace(over) * np.eye(len(over)))
     first = np.array([np.flatnonzero(row)[0] if row.any() else -1 for row in rows])
-    normal = rng.standard_normal((draws, c, n))
     # Rows that are equal take the number of the first of them; rows without the term take none.
     shared = normal[:, :, first] * (first >= 0)
     return np.einsum("ab,dbn->dan", left, shared)

@@ -18,6 +18,8 @@ from mixing.posterior.model import (
     response_of,
 )
 
+PRIOR_RUNS = 5
+
 
 @dataclass(frozen=True)
 class Component:
@@ -75,14 +77,18 @@ def moments(component: Component, weights: np.ndarray) -> tuple[np.ndarray, np.n
 class LossPosterior:
     """What the evidence says about the losses; made by `fit_posterior`.
 
-    sources [m], capabilities [c]; groups: capabilities that are modelled together. Draws of different groups
-    are independent. evidence: what it rests on, on the table's sources and capabilities.
+    sources [m], capabilities [c]; groups: capabilities that are modelled together
+    evidence    : what it rests on, on the table's sources and capabilities
+    correlation : [c, c], of the errors of different groups: that of their residuals, each run predicted from the
+                  others (`residual_correlation`). What a seed does to one capability it does to others too, so
+                  the error of their mean is larger than if they were independent.
     """
 
     sources: tuple[str, ...]
     capabilities: tuple[str, ...]
     evidence: Evidence
     groups: tuple[Group, ...]
+    correlation: np.ndarray
 
     @property
     def runs(self) -> np.ndarray:
@@ -112,35 +118,38 @@ class LossPosterior:
         """
         q = len(weights)
         mean, covariance = np.zeros(q), np.zeros((q, q))
+        roots = []
         for group in self.groups:
             own = objective[list(group.capabilities)]
             if not own.any():
                 continue
-            means = []
+            means, within = [], np.zeros((q, q))
             for component in group.components:
-                part, within = moments(component, weights)
+                part, spread = moments(component, weights)
                 means.append(part @ own)
-                covariance += component.weight * np.einsum("aibj,i,j->ab", within, own, own)
-            shares = group.shares
-            centre = shares @ np.array(means)
+                within += component.weight * np.einsum("aibj,i,j->ab", spread, own, own)
+            centre = group.shares @ np.array(means)
             away = np.array(means) - centre
-            covariance += (away * shares[:, None]).T @ away
+            roots.append((group.capabilities[0], root(within + (away * group.shares[:, None]).T @ away)))
             mean += centre
-        return mean, covariance
+        for a, left in roots:
+            for b, right in roots:
+                link = 1.0 if a == b else self.correlation[a, b]
+                covariance += link * left @ right.T
+        return mean, (covariance + covariance.T) / 2
 
     def noise(self, objective: np.ndarray) -> float:
         """Variance of the objective of one run beside what its seed shares with others."""
-        total = 0.0
+        deviations = np.zeros(len(self.capabilities))
         for group in self.groups:
             for component in group.components:
-                problem, layout = component.problem, component.problem.layout
-                own = objective[list(group.capabilities)] * problem.scale
-                variance = np.diag(np.exp(2 * layout.get(component.theta, "noise")))
-                if problem.coupled:
-                    loading = layout.get(component.theta, "noise_loading")
-                    variance = variance + np.outer(loading, loading)
-                total += component.weight * float(own @ variance @ own)
-        return total
+                layout, places = component.problem.layout, list(group.capabilities)
+                variance = np.exp(2 * layout.get(component.theta, "noise"))
+                if component.problem.coupled:
+                    variance = variance + np.square(layout.get(component.theta, "noise_loading"))
+                deviations[places] += component.weight * np.square(component.problem.scale) * variance
+        weighed = np.sqrt(deviations) * objective
+        return float(weighed @ self.correlation @ weighed)
 
     def samples(self, weights: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
         """Joint samples [draws, q, c] of the noise-free losses at mixtures [q, m].
@@ -149,24 +158,24 @@ class LossPosterior:
         proportion to their weights. The same seed and mixtures give the same draws.
         """
         weights = np.atleast_2d(np.asarray(weights, dtype=np.float64))
-        found = np.zeros((draws, len(weights), len(self.capabilities)))
-        for place, group in enumerate(self.groups):
-            rng = np.random.default_rng(np.random.SeedSequence([seed, 0x9A3, place]))
-            size = len(weights) * len(group.capabilities)
-            normal = rng.standard_normal((draws, size))
-            counts = whole_shares(group.shares, draws)
-            drawn = np.zeros((draws, size))
-            start = 0
-            for component, count in zip(group.components, counts, strict=True):
-                if count == 0:
+        q, c = len(weights), len(self.capabilities)
+        found = np.zeros((draws, q, c))
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x9A3]))
+        normal = rng.standard_normal((draws, q, c)) @ root(self.correlation).T
+        for group in self.groups:
+            places = list(group.capabilities)
+            together = rng.standard_normal((draws, q, c)) if len(places) > 1 else normal
+            # Hyperparameters of the groups must not go together.
+            order, start = rng.permutation(draws), 0
+            for component, count in zip(group.components, whole_shares(group.shares, draws), strict=True):
+                rows = order[start : start + count]
+                start += count
+                if not count:
                     continue
                 mean, covariance = moments(component, weights)
-                root = _root(covariance.reshape(size, size))
-                drawn[start : start + count] = mean.ravel() + normal[start : start + count] @ root.T
-                start += count
-            # Groups are independent: their hyperparameters must not go together.
-            drawn = drawn[rng.permutation(draws)]
-            found[:, :, list(group.capabilities)] = drawn.reshape(draws, len(weights), -1)
+                size = q * len(places)
+                away = together[rows][:, :, places].reshape(count, size) @ root(covariance.reshape(size, size)).T
+                found[np.ix_(rows, range(q), places)] = mean + away.reshape(count, q, len(places))
         return found
 
     def mean_gradient(self, weights: np.ndarray, objective: np.ndarray) -> tuple[float, np.ndarray]:
@@ -259,7 +268,7 @@ def _covariances(component: Component, weights: np.ndarray) -> tuple[np.ndarray,
     return _cross(component, weights), prior.reshape(c * q, c * q)
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
+def root(covariance: np.ndarray) -> np.ndarray:
     symmetric = (covariance + covariance.T) / 2
     size = float(np.trace(symmetric)) / len(symmetric)
     for jitter in (1e-12, 1e-10, 1e-8):
@@ -269,6 +278,29 @@ def _root(covariance: np.ndarray) -> np.ndarray:
             continue
     values, vectors = np.linalg.eigh(symmetric)
     return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def residual_correlation(groups: tuple[Group, ...], evidence: Evidence) -> np.ndarray:
+    """Correlation [c, c] of the capabilities' residuals, each run predicted from all other evidence.
+
+    Shrunk towards none as by PRIOR_RUNS runs without any; within a group it is not used.
+    """
+    runs = np.flatnonzero(evidence.runs)
+    residuals = np.zeros((len(evidence.capabilities), len(runs)))
+    for group in groups:
+        component = max(group.components, key=lambda part: part.weight)
+        problem = component.problem
+        inverse = cho_solve((component.factor, True), np.eye(len(component.alpha)), check_finite=False)
+        left_out = component.alpha / np.diag(inverse)
+        for place, capability in enumerate(group.capabilities):
+            own = (problem.capability == place) & np.isin(problem.row, runs)
+            residuals[capability] = left_out[own]
+    size = np.sqrt(np.square(residuals).sum(axis=1))
+    unit = residuals / np.where(size > 0, size, 1.0)[:, None]
+    n = len(runs)
+    correlation = unit @ unit.T * n / (n + PRIOR_RUNS)
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
 
 
 def whole_shares(weights: np.ndarray, draws: int) -> np.ndarray:
