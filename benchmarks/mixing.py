@@ -75,12 +75,17 @@ def equal(worlds: int) -> str:
         claims, alone = 0, 0
         for number in range(worlds // 2):
             world = make_world("equal", regime, 2000 + number)
-            found = recommend(fit_posterior(world.table(n, 0)), OBJECTIVE, world.simplex(), draws=16, seed=number)
+            found = recommend(
+                fit_posterior(world.table(n, 0)), OBJECTIVE, world.simplex(), draws=16, seed=number
+            )
             claims += found.separable
             alone += found.beats["uniform"] >= 0.95
         rows.append([regime, n, worlds // 2, claims, alone])
     header = ["regime", "runs", "worlds", "claims", "claims without the test by permutation"]
-    return "Worlds in which all mixtures have the same losses: claims of a win over uniform (goal: at most 5 %).\n\n" + table(header, rows)
+    return (
+        "Worlds in which all mixtures have the same losses: claims of a win over uniform (goal: at most 5 %).\n\n"
+        + table(header, rows)
+    )
 
 
 def regret(worlds: int) -> str:
@@ -103,7 +108,10 @@ def regret(worlds: int) -> str:
         if any(cell != "-" for cell in row[1:]):
             rows.append(row)
     header = ["method", *(f"{regime}, {n} runs" for regime in REGIMES for n in SIZES)]
-    return f"Regret in percent, mean (median) over {worlds} worlds a regime, the same runs for all methods.\n\n" + table(header, rows)
+    return (
+        f"Regret in percent, mean (median) over {worlds} worlds a regime, the same runs for all methods.\n\n"
+        + table(header, rows)
+    )
 
 
 def adaptive(worlds: int) -> str:
@@ -121,7 +129,14 @@ def adaptive(worlds: int) -> str:
             [regime, worlds, *(f"{np.mean(v):.2f} ({np.median(v):.2f})" for v in cells.values()),
              f"{difference.mean():+.2f} +- {difference.std(ddof=1) / np.sqrt(worlds):.2f}"]
         )  # fmt: skip
-    header = ["regime", "worlds", "24 random", "48 random", "3 rounds of 8", "8 x 3 minus 48 random, standard error"]
+    header = [
+        "regime",
+        "worlds",
+        "24 random",
+        "48 random",
+        "3 rounds of 8",
+        "8 x 3 minus 48 random, standard error",
+    ]
     return "Regret of the posterior's mixture in percent, mean (median).\n\n" + table(header, rows)
 
 
@@ -156,9 +171,28 @@ def influence(worlds: int) -> str:
                     _add(worth, kind, float(scale.worth))
         _add(regrets, "32 runs, none", np.nan)
         for kind in kinds:
-            shown = ["", ""] if kind == "none" else [f"{np.mean(scales[kind]):.2f}", f"{100 * np.mean(worth[kind]):.0f} %"]
-            rows.append([regime, kind, worlds, f"{np.mean(regrets[kind]):.2f} ({np.median(regrets[kind]):.2f})", *shown])
-    header = ["regime", "influence", "worlds", "regret, mean (median)", "mean scale", "interval of the scale above 0"]
+            shown = (
+                ["", ""]
+                if kind == "none"
+                else [f"{np.mean(scales[kind]):.2f}", f"{100 * np.mean(worth[kind]):.0f} %"]
+            )
+            rows.append(
+                [
+                    regime,
+                    kind,
+                    worlds,
+                    f"{np.mean(regrets[kind]):.2f} ({np.median(regrets[kind]):.2f})",
+                    *shown,
+                ]
+            )
+    header = [
+        "regime",
+        "influence",
+        "worlds",
+        "regret, mean (median)",
+        "mean scale",
+        "interval of the scale above 0",
+    ]
     return "16 random runs, and influence at the uniform mixture.\n\n" + table(header, rows)
 
 
@@ -179,7 +213,9 @@ def speed(_: int) -> str:
         recommend(posterior, OBJECTIVE, simplex)
         decided = time.process_time()
         propose(posterior, simplex, 8, objective=OBJECTIVE)
-        rows.append([m, n, f"{fitted - began:.2f}", f"{decided - fitted:.2f}", f"{time.process_time() - decided:.2f}"])
+        rows.append(
+            [m, n, f"{fitted - began:.2f}", f"{decided - fitted:.2f}", f"{time.process_time() - decided:.2f}"]
+        )
     return "CPU seconds, three capabilities, one thread.\n\n" + table(
         ["sources", "runs", "fit", "recommend, with intervals", "propose 8 runs"], rows
     )
@@ -209,7 +245,11 @@ def swarms(worlds: int) -> str:
             predictions = {
                 "posterior": posterior.mean(test.weights).mean(axis=1),
                 "gaussian-process": np.mean(
-                    [fit_process(part.weights, y, epsilon=0.002).predict(test.weights) for y in part.losses.T], axis=0
+                    [
+                        fit_process(part.weights, y, epsilon=0.002).predict(test.weights)
+                        for y in part.losses.T
+                    ],
+                    axis=0,
                 ),
                 "log-linear": np.mean(
                     [fit_log_linear(part.weights, y).predict(test.weights) for y in part.losses.T], axis=0
@@ -223,8 +263,18 @@ def swarms(worlds: int) -> str:
             rows.append([n, name, subsets, f"{np.mean(cells[name + ' rank']):.2f}", f"{np.mean(cells[name + ' regret']):.3f}",
                          f"{100 * np.mean(held):.0f} %" if name == "posterior" else ""])  # fmt: skip
         rows.append([n, "best of the runs themselves", subsets, "", f"{np.mean(cells['best seen']):.3f}", ""])
-    header = ["runs", "surrogate", "subsets", "rank correlation", "regret, nats", "90 % intervals that hold (with the noise of the held-out runs)"]
-    return "RegMix's public swarm, 1M parameters, 17 sources, mean of its 13 losses, 256 held-out mixtures.\n\n" + table(header, rows)
+    header = [
+        "runs",
+        "surrogate",
+        "subsets",
+        "rank correlation",
+        "regret, nats",
+        "90 % intervals that hold (with the noise of the held-out runs)",
+    ]
+    return (
+        "RegMix's public swarm, 1M parameters, 17 sources, mean of its 13 losses, 256 held-out mixtures.\n\n"
+        + table(header, rows)
+    )
 
 
 def _all_methods(world: World, runs: ProxyTable) -> dict[str, np.ndarray]:
@@ -272,7 +322,9 @@ def _add(cells: Cells, name: str, value: float) -> None:
     cells.setdefault(name, []).append(value)
 
 
-def _add3(cells: dict[tuple[str, str, int], list[float]], method: str, regime: str, n: int, value: float) -> None:
+def _add3(
+    cells: dict[tuple[str, str, int], list[float]], method: str, regime: str, n: int, value: float
+) -> None:
     cells.setdefault((method, regime, n), []).append(value)
 
 

@@ -62,7 +62,9 @@ class World:
             return float(around[0]), (around[1:] - around[0]) / step
 
         rng = np.random.default_rng(np.random.SeedSequence([self.number, 0x0B7]))
-        cloud = np.vstack([np.full(m, 1 / m), *(rng.dirichlet(np.full(m, a), 400) for a in (0.2, 0.6, 1.5, 5.0))])
+        cloud = np.vstack(
+            [np.full(m, 1 / m), *(rng.dirichlet(np.full(m, a), 400) for a in (0.2, 0.6, 1.5, 5.0))]
+        )
         best = np.argsort(self.objective(cloud))[:8]
         return minimise(value, self.simplex(), list(cloud[best]))
 
@@ -176,7 +178,10 @@ def _log_share(rng: np.random.Generator, m: int, c: int) -> Callable[[np.ndarray
     count, epsilon = 400, 0.02
     lengths = np.exp(rng.normal(0.3 + 0.5 * np.log(m / 2), 0.6, (c, m)))
     frequency = rng.standard_normal((c, count, m)) / lengths[:, None]
-    phase, amplitude = rng.uniform(0, 2 * np.pi, (c, count)), rng.standard_normal((c, count)) * np.sqrt(2 / count)
+    phase, amplitude = (
+        rng.uniform(0, 2 * np.pi, (c, count)),
+        rng.standard_normal((c, count)) * np.sqrt(2 / count),
+    )
     # A trend: more of a capability's own sources is better.
     trend = _own_sources(rng, m, c)
 

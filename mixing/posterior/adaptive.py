@@ -34,7 +34,9 @@ def first_mixtures(simplex: Simplex, n: int, *, seed: int = 0, candidates: int =
     m = len(simplex.sources)
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xF125]))
     cloud = np.vstack([rng.dirichlet(np.full(m, a), size=candidates // 2) for a in (0.7, 1.5)])
-    cloud = project_all(np.vstack([np.full((1, m), 1 / m), np.maximum(cloud, 1e-6)]), simplex.low, simplex.high)
+    cloud = project_all(
+        np.vstack([np.full((1, m), 1 / m), np.maximum(cloud, 1e-6)]), simplex.low, simplex.high
+    )
     at = features(cloud, EPSILON)
     chosen = [0]
     distance = np.square(at - at[0]).sum(1)
@@ -67,7 +69,9 @@ def knowledge_gradient_batch(mean: np.ndarray, covariance: np.ndarray, noise: fl
     covariance = covariance.copy()
     chosen: list[int] = []
     for _ in range(n):
-        variance = np.maximum(np.diag(covariance), 0.0) + noise + 1e-12 * max(float(np.trace(covariance)), 1e-300)
+        variance = (
+            np.maximum(np.diag(covariance), 0.0) + noise + 1e-12 * max(float(np.trace(covariance)), 1e-300)
+        )
         change = covariance / np.sqrt(variance)[None]
         least = np.min(mean[:, None, None] + change[:, :, None] * z, axis=0)
         gain = mean.min() - least.mean(axis=1)

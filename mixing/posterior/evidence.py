@@ -106,9 +106,7 @@ def effects_of(study: LeaveOneOut) -> Effects:
     return Effects(study.plan.base, sources, capabilities, delta)
 
 
-def influence_of(
-    rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float]
-) -> Influence:
+def influence_of(rows: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> Influence:
     """Influence from the rows `source, capability, benefit` of `mixing.influence`'s benefit table."""
     sources = tuple(sorted({str(row["source"]) for row in rows}))
     capabilities = tuple(sorted({str(row["capability"]) for row in rows}))
@@ -178,7 +176,9 @@ def _derivatives(table: ProxyTable, record: Influence, offset: int) -> dict[str,
     weights = _aligned(table, record.weights, "influence")
     index = [_index(table.sources, name, "influence") for name in record.sources]
     if len(set(index)) != len(index) or record.benefit.shape != (len(index), len(record.capabilities)):
-        raise DataError("The influence has not one row a source and one column a capability", where="influence")
+        raise DataError(
+            "The influence has not one row a source and one column a capability", where="influence"
+        )
     observed = np.full((len(table.metrics), len(index)), np.nan)
     for place, name in enumerate(record.capabilities):
         # A benefit lowers the loss; centred and in units of its own spread, since its unit is arbitrary.
@@ -186,7 +186,9 @@ def _derivatives(table: ProxyTable, record: Influence, offset: int) -> dict[str,
         seen = np.isfinite(column)
         if seen.sum() < 2 or np.ptp(column[seen]) == 0:
             continue
-        observed[_index(table.metrics, name, "influence")] = (column - column[seen].mean()) / column[seen].std()
+        observed[_index(table.metrics, name, "influence")] = (column - column[seen].mean()) / column[
+            seen
+        ].std()
     directions = np.eye(len(weights))[index] - weights
     part = _part(
         np.tile(weights, (len(index), 1)),

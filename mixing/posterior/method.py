@@ -44,7 +44,9 @@ def notes(found: Recommendation, scales: Sequence[InfluenceScale] = ()) -> tuple
         + "; of being the best among "
         + ", ".join(f"{name} {chance:.2f}" for name, chance in found.best_of.items()),
         "Predicted losses: "
-        + "; ".join(f"{name} {m:.4f} ({lo:.4f} to {hi:.4f})" for name, (m, lo, hi) in found.capabilities.items()),
+        + "; ".join(
+            f"{name} {m:.4f} ({lo:.4f} to {hi:.4f})" for name, (m, lo, hi) in found.capabilities.items()
+        ),
     ]
     for scale in scales:
         worth = "followed" if scale.worth else "is not known to follow"

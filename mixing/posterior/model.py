@@ -268,7 +268,9 @@ def _slopes(problem: Problem, theta: np.ndarray, parts: Parts, inner: np.ndarray
                     slope[layout.slots["signal"].start + q] += 2 * loading[a] * loading[b] * through.sum()
                 else:
                     slope[layout.slots["loading"].start + a] += 2 * loading[b] * through.sum()
-                total += full[a, :, b] * np.outer(loading[a] * parts.response[a], loading[b] * parts.response[b])
+                total += full[a, :, b] * np.outer(
+                    loading[a] * parts.response[a], loading[b] * parts.response[b]
+                )
         slope[layout.slots[f"length{q}"]] = length_slopes(problem.of, kernel, total, parts.lengths[q])
     for name, over, rows in noise_terms(problem, theta):
         if name == "offset":

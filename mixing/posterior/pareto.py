@@ -127,9 +127,7 @@ def pareto_front(
     )
 
 
-def _prices(
-    simplex: Simplex, names: Sequence[str], found: np.ndarray, losses: np.ndarray
-) -> list[Price]:
+def _prices(simplex: Simplex, names: Sequence[str], found: np.ndarray, losses: np.ndarray) -> list[Price]:
     prices = []
     for g, gain in enumerate(names):
         end = 1 + g
@@ -155,7 +153,11 @@ def _undominated(losses: np.ndarray) -> list[int]:
     kept: list[int] = []
     for i, row in enumerate(losses):
         better = (losses <= row).all(axis=1) & (losses < row).any(axis=1)
-        equal = np.all(np.abs(losses[kept] - row) < 1e-9 * np.maximum(np.abs(row), 1), axis=1).any() if kept else False
+        equal = (
+            np.all(np.abs(losses[kept] - row) < 1e-9 * np.maximum(np.abs(row), 1), axis=1).any()
+            if kept
+            else False
+        )
         if not better.any() and not equal:
             kept.append(i)
     return kept

@@ -228,7 +228,9 @@ def project_all(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nd
     return np.clip(np.exp(most)[:, None] * w, low, high)
 
 
-def starting_points(posterior: LossPosterior, objective: np.ndarray, simplex: Simplex, seed: int) -> np.ndarray:
+def starting_points(
+    posterior: LossPosterior, objective: np.ndarray, simplex: Simplex, seed: int
+) -> np.ndarray:
     """Allowed mixtures to begin a search from: uniform, the best runs, and the best by the posterior mean."""
     m = len(simplex.sources)
     order = np.argsort(posterior.losses @ objective, kind="stable")[:4]

@@ -174,7 +174,9 @@ class LossPosterior:
                     continue
                 mean, covariance = moments(component, weights)
                 size = q * len(places)
-                away = together[rows][:, :, places].reshape(count, size) @ root(covariance.reshape(size, size)).T
+                away = (
+                    together[rows][:, :, places].reshape(count, size) @ root(covariance.reshape(size, size)).T
+                )
                 found[np.ix_(rows, range(q), places)] = mean + away.reshape(count, q, len(places))
         return found
 
@@ -310,4 +312,3 @@ def whole_shares(weights: np.ndarray, draws: int) -> np.ndarray:
     for index in np.argsort(counts - exact, kind="stable")[: draws - int(counts.sum())]:
         counts[index] += 1
     return counts
-

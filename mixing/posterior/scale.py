@@ -11,7 +11,7 @@ from mixing.posterior.model import Problem, lengths_of, loadings_of, negative_lo
 from mixing.posterior.posterior import LossPosterior
 
 LEVEL = 0.9
-POINTS = 41
+POINTS = 33
 REACH = 1.6
 
 
@@ -89,7 +89,7 @@ def _profile(problem: Problem, theta: np.ndarray, place: int) -> tuple[np.ndarra
             moved[noise] = size
             return negative_log_posterior(moved, problem)[0]
 
-        best = minimize_scalar(value, bounds=(-3.0, 1.0), method="bounded", options={"xatol": 0.05})
+        best = minimize_scalar(value, bounds=(-3.0, 1.0), method="bounded", options={"xatol": 0.15})
         values[index], errors[index] = best.fun, np.exp(best.x)
     density = np.exp(values.min() - values)
     return grid, density / density.sum(), errors
