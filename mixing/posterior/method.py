@@ -52,6 +52,7 @@ def notes(found: Recommendation, scales: Sequence[InfluenceScale] = ()) -> tuple
         worth = "followed" if scale.worth else "is not known to follow"
         lines.append(
             f"Influence on {scale.capability} {worth} the loss's gradient: scale {scale.scale:.2f} "
-            f"(90 % interval {scale.low:.2f} to {scale.high:.2f}; 0 is worthless)"
+            f"(90 % interval {scale.low:.2f} to {scale.high:.2f}; 0 is worthless, with probability "
+            f"{scale.worthless:.2f})"
         )
     return tuple(lines)

@@ -51,10 +51,14 @@ def make_component(problem: Problem, theta: np.ndarray, weight: float) -> Compon
 
 @dataclass(frozen=True)
 class Group:
-    """Capabilities that are modelled together: their places in the table, and one component a draw."""
+    """Capabilities that are modelled together: their places in the table, and one component a draw.
+
+    worthless: probability that influence has nothing to do with the losses' gradients; 0 without influence
+    """
 
     capabilities: tuple[int, ...]
     components: tuple[Component, ...]
+    worthless: float = 0.0
 
     @property
     def shares(self) -> np.ndarray:

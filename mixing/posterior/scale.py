@@ -11,6 +11,7 @@ from mixing.posterior.model import Problem, lengths_of, loadings_of, negative_lo
 from mixing.posterior.posterior import LossPosterior
 
 LEVEL = 0.9
+SURE = 0.95
 POINTS = 33
 REACH = 1.6
 
@@ -23,8 +24,9 @@ class InfluenceScale:
             gradient's is that of the fitted process), so r is near 1 where influence is the gradient, 0 where it
             is worthless, and below 0 where it misleads
     low, high : central 90 % of the posterior of r; positive: probability that r > 0
+    worthless : probability that r is exactly 0, out of one half beforehand; it counts in all figures above
     error : the part of the influence that is not the gradient, in units of its spread; 1 is all of it
-    worth : whether the interval lies above zero
+    worth : whether r > 0 with probability .95
     """
 
     capability: str
@@ -32,6 +34,7 @@ class InfluenceScale:
     low: float
     high: float
     positive: float
+    worthless: float
     error: float
     worth: bool
 
@@ -54,17 +57,21 @@ def influence_scales(posterior: LossPosterior) -> tuple[InfluenceScale, ...]:
             if not np.isfinite(observed).any():
                 continue
             grid, density, error = _profile(problem, component.theta, place)
+            density = (1 - group.worthless) * density
+            density[POINTS // 2] += group.worthless
             total = np.cumsum(density)
-            low, high = np.interp([(1 - LEVEL) / 2, (1 + LEVEL) / 2], total, grid)
+            low, high = grid[np.searchsorted(total, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+            positive = float(density[POINTS // 2 + 1 :].sum())
             found.append(
                 InfluenceScale(
                     posterior.capabilities[capability],
                     float(density @ grid),
                     float(low),
                     float(high),
-                    float(density[grid > 0].sum() + 0.5 * density[grid == 0].sum()),
+                    positive,
+                    group.worthless,
                     float(density @ error),
-                    bool(low > 0),
+                    positive >= SURE,
                 )
             )
     return tuple(found)
