@@ -8,10 +8,11 @@ import numpy as np
 
 from curation.errors import DataError, RecipeError
 from mixing.fit.tables import ProxyTable
+from mixing.posterior.correlation import residual_correlation
 from mixing.posterior.evidence import Effects, Evidence, Influence, gather
 from mixing.posterior.hyperparameters import plausible
 from mixing.posterior.model import make_problem
-from mixing.posterior.posterior import Group, LossPosterior, residual_correlation
+from mixing.posterior.posterior import Group, LossPosterior
 
 EPSILONS = (0.003, 0.02, 0.15)
 """Tried smallest shares that matter: from sparse designs to nearly linear effects."""

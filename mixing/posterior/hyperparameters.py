@@ -79,7 +79,8 @@ def _mode(
     """Hyperparameters of greatest posterior density, and minus its logarithm; those not free are 0."""
     starts = [start] if start is not None else _starts(problem)
     bounds = [
-        (mean - 6.0, mean + 6.0) if f else (0.0, 0.0) for mean, f in zip(problem.layout.mean, free, strict=True)
+        (mean - 6.0, mean + 6.0) if f else (0.0, 0.0)
+        for mean, f in zip(problem.layout.mean, free, strict=True)
     ]
     best, least = starts[0], np.inf
     for theta in starts:
@@ -110,7 +111,9 @@ def _laplace(problem: Problem, free: np.ndarray, theta: np.ndarray, value: float
     step, which = 1e-3, np.flatnonzero(free)
     slope = negative_log_posterior(theta, problem)[1]
     unit = step * np.eye(len(theta))[which]
-    curvature = np.stack([negative_log_posterior(theta + e, problem)[1] - slope for e in unit])[:, which] / step
+    curvature = (
+        np.stack([negative_log_posterior(theta + e, problem)[1] - slope for e in unit])[:, which] / step
+    )
     precision = problem.layout.precision[np.ix_(which, which)]
     values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
     values = np.maximum(values, 0.3 * np.linalg.eigvalsh(problem.layout.precision).min())

@@ -46,8 +46,8 @@ def functionals(weights: np.ndarray, directions: np.ndarray | None, epsilon: flo
     at = features(weights, epsilon)
     if directions is None:
         return Functionals(at, np.zeros_like(at), np.ones(len(at)))
-    is_value = ~directions.any(axis=1)
-    return Functionals(at, directions * slopes(weights, epsilon), is_value.astype(np.float64))
+    is_value = np.asarray(~directions.any(axis=1), dtype=np.float64)
+    return Functionals(at, directions * slopes(weights, epsilon), is_value)
 
 
 @dataclass(frozen=True)

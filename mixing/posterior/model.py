@@ -86,8 +86,7 @@ class Problem:
 
 def make_problem(evidence: Evidence, epsilon: float, coupled: bool) -> Problem:
     """Standardise; a capability that never varies keeps scale 1."""
-    c, n = evidence.observed.shape
-    m = len(evidence.sources)
+    c, m = len(evidence.observed), len(evidence.sources)
     runs = evidence.observed[:, evidence.runs]
     mean, scale = runs.mean(axis=1), runs.std(axis=1)
     scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0)

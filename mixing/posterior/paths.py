@@ -209,8 +209,7 @@ def minima(functions: Functions, simplex: Simplex, starts: np.ndarray, steps: in
         better = new_value <= value
         w[better], value[better], slope[better] = moved[better], new_value[better], new_slope[better]
         rate = np.where(better, np.minimum(rate * 1.5, 8.0), rate * 0.3)
-    snapped = project_all(np.where(w < ZERO, 0.0, w), low, high)
-    return snapped
+    return project_all(np.where(w < ZERO, 0.0, w), low, high)
 
 
 def project_all(weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -18,14 +18,13 @@ from mixing.posterior.model import (
     response_of,
 )
 
-PRIOR_RUNS = 5
-
 
 @dataclass(frozen=True)
 class Component:
     """The Gaussian process of one draw of the hyperparameters.
 
-    problem: the evidence in the features of one epsilon; weight: its share of the posterior; factor: Cholesky of the observations' covariance [N, N]; alpha [N]
+    problem: the evidence in the features of one epsilon; weight: its share of the posterior
+    factor: Cholesky of the observations' covariance [N, N]; alpha [N]
     lengths [latents, m]; loadings [latents, c]; response [c, n]
     """
 
@@ -284,29 +283,6 @@ def root(covariance: np.ndarray) -> np.ndarray:
             continue
     values, vectors = np.linalg.eigh(symmetric)
     return vectors * np.sqrt(np.maximum(values, 0.0))
-
-
-def residual_correlation(groups: tuple[Group, ...], evidence: Evidence) -> np.ndarray:
-    """Correlation [c, c] of the capabilities' residuals, each run predicted from all other evidence.
-
-    Shrunk towards none as by PRIOR_RUNS runs without any; within a group it is not used.
-    """
-    runs = np.flatnonzero(evidence.runs)
-    residuals = np.zeros((len(evidence.capabilities), len(runs)))
-    for group in groups:
-        component = max(group.components, key=lambda part: part.weight)
-        problem = component.problem
-        inverse = cho_solve((component.factor, True), np.eye(len(component.alpha)), check_finite=False)
-        left_out = component.alpha / np.diag(inverse)
-        for place, capability in enumerate(group.capabilities):
-            own = (problem.capability == place) & np.isin(problem.row, runs)
-            residuals[capability] = left_out[own]
-    size = np.sqrt(np.square(residuals).sum(axis=1))
-    unit = residuals / np.where(size > 0, size, 1.0)[:, None]
-    n = len(runs)
-    correlation = unit @ unit.T * n / (n + PRIOR_RUNS)
-    np.fill_diagonal(correlation, 1.0)
-    return correlation
 
 
 def whole_shares(weights: np.ndarray, draws: int) -> np.ndarray:
