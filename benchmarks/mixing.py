@@ -190,7 +190,7 @@ def influence(worlds: int) -> str:
         "worlds",
         "regret, mean (median)",
         "mean scale",
-        "interval of the scale above 0",
+        "scale above 0 with probability .95",
     ]
     return "16 random runs, and influence at the uniform mixture.\n\n" + table(header, rows)
 
