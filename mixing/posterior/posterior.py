@@ -180,7 +180,7 @@ class LossPosterior:
                 away = (
                     together[rows][:, :, places].reshape(count, size) @ root(covariance.reshape(size, size)).T
                 )
-                found[np.ix_(rows, range(q), places)] = mean + away.reshape(count, q, len(places))
+                found[np.ix_(rows, np.arange(q), np.array(places))] = mean + away.reshape(count, q, len(places))
         return found
 
     def mean_gradient(self, weights: np.ndarray, objective: np.ndarray) -> tuple[float, np.ndarray]:
@@ -254,8 +254,8 @@ def _cross(component: Component, weights: np.ndarray) -> np.ndarray:
             for b in np.flatnonzero(loading):
                 full[a, :, b] += loading[a] * loading[b] * component.response[b] * kernel
     main = problem.evidence.offset == MAIN
-    for a in range(c):
-        full[a, :, a] += OFFSET_VARIANCE * main
+    for own in range(c):
+        full[own, :, own] += OFFSET_VARIANCE * main
     return full.reshape(c * q, c * n)[:, problem.capability * n + problem.row]
 
 
@@ -268,8 +268,8 @@ def _covariances(component: Component, weights: np.ndarray) -> tuple[np.ndarray,
         for a in np.flatnonzero(loading):
             for b in np.flatnonzero(loading):
                 prior[a, :, b] += loading[a] * loading[b] * kernel
-    for a in range(c):
-        prior[a, :, a] += OFFSET_VARIANCE
+    for own in range(c):
+        prior[own, :, own] += OFFSET_VARIANCE
     return _cross(component, weights), prior.reshape(c * q, c * q)
 
 

@@ -111,7 +111,8 @@ def recommend(
     scores = samples @ objective
 
     def summary(values: np.ndarray) -> tuple[float, float, float]:
-        return float(values.mean()), *(float(x) for x in np.quantile(values, [tail, 1 - tail]))
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(values.mean()), float(low), float(high)
 
     names = list(candidates)
     gains = {name: scores[:, names.index(name)] - scores[:, 0] for name in references}
