@@ -180,7 +180,9 @@ class LossPosterior:
                 away = (
                     together[rows][:, :, places].reshape(count, size) @ root(covariance.reshape(size, size)).T
                 )
-                found[np.ix_(rows, np.arange(q), np.array(places))] = mean + away.reshape(count, q, len(places))
+                found[np.ix_(rows, np.arange(q), np.array(places))] = mean + away.reshape(
+                    count, q, len(places)
+                )
         return found
 
     def mean_gradient(self, weights: np.ndarray, objective: np.ndarray) -> tuple[float, np.ndarray]:
