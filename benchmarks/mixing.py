@@ -3,9 +3,10 @@
     python -m benchmarks.mixing [SECTION ...] [--worlds N] [--write]
 
 Sections: coverage, equal, regret, adaptive, influence, speed, swarms; all when none is named: about six
-minutes of CPU on one thread, and `regret` beside them more than four, most of them the other methods'; it tells each
-result on the standard error. `swarms` reads RegMix's public results (MIT) from the folder $MIXWRIGHT_SWARMS and is skipped
-without it. Regret is in percent of the optimum's loss; tables say how many worlds they rest on.
+minutes of CPU on one thread, and more than four beside them for `regret`, most of them the other methods'. It
+tells each result on the standard error. `swarms` reads RegMix's public results (MIT) from the folder
+$MIXWRIGHT_SWARMS and is skipped without it. Regret is in percent of the optimum's loss; tables say how many
+worlds they rest on.
 """
 
 from __future__ import annotations
