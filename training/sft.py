@@ -19,7 +19,9 @@ from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
 from training.checkpoint import load_checkpoint_model
+from training.distillation_settings import Distillation
 from training.huggingface import read_generation, save_huggingface
+from training.lessons import CHATS, check_teacher_of_chats
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
 from training.order import Batch
@@ -42,6 +44,8 @@ class SftSettings:
     mask              : how the assistant's tokens are found (training.chat)
     checkpoint_every  : updates between checkpoints that serve to continue after a kill
     device            : "cpu", "cuda", or "auto" for the GPU where there is one
+    distillation      : a teacher of the student's tokenizer, from whose distributions the assistant's tokens are
+                        also, or only, learnt (logit-level distillation)
     """
 
     sequence_tokens: int = 2048
@@ -62,6 +66,7 @@ class SftSettings:
     checkpoint_every: int = 50
     seed: int = 0
     device: str = "auto"
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -101,6 +106,7 @@ class SftSettings:
             micro_batch_sequences=self.micro_batch_sequences,
             resume_every=self.checkpoint_every,
             device=self.device,
+            distillation={CHATS: self.distillation} if self.distillation else {},
         )
 
 
@@ -138,6 +144,8 @@ def sft(
     out, start = Path(out), Path(start)
     tokenizer = start_tokenizer(start, tokenizer)
     config = start_config(start)
+    if settings.distillation:
+        check_teacher_of_chats(settings.distillation.teacher, tokenizer)
     read = read_chats(data, tokenizer, method=settings.mask)
     chats, left_out = fit_chats(read.chats, settings, config.max_positions, str(data))
     order = ChatOrder(chats, settings)
@@ -185,6 +193,11 @@ class ChatOrder:
         return self.settings.sequence_tokens
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The one phase, by whose name a teacher is given."""
+        return (CHATS,)
+
+    @property
     def sequences(self) -> int:
         """Rows that the updates ask for; the last update may find fewer."""
         return self.steps * self.settings.batch_sequences
@@ -197,7 +210,8 @@ class ChatOrder:
     def fingerprint(self) -> str:
         """A hash of all that the rows depend on."""
         chats = [(chat.ids, chat.assistant) for chat in self.chats]
-        return hash_value([chats, asdict(self.settings)])
+        # The teacher is told apart by its weights, in the settings of training.loop, not by where it lies.
+        return hash_value([chats, {k: v for k, v in asdict(self.settings).items() if k != "distillation"}])
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows first ... first + count - 1, or as many as there are."""
