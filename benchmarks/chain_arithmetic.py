@@ -16,11 +16,12 @@ from typing import Any
 from curation.atomic import replacing
 from training.model import ModelConfig
 
+MODULUS = 7
 SPECIAL = ("<bos>", "<eos>", "<pad>", "<user>", "<assistant>", "<think>", "</think>")
 WORDS = (
     *SPECIAL,
     *"0123456789",
-    *"+-*=?;:,.",
+    *"+-=?;:.",
     "so",
     "is",
     "that",
@@ -37,7 +38,6 @@ TEMPLATE = (
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} <assistant>{% endif %}"
 )
-OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
 def problem(random: Random, steps: int) -> tuple[str, list[tuple[int, str, int, int]]]:
@@ -47,11 +47,11 @@ def problem(random: Random, steps: int) -> tuple[str, list[tuple[int, str, int, 
     >>> question, worked
     ('6 * 0 - 4 = ?', [(6, '*', 0, 0), (0, '-', 4, 6)])
     """
-    value = random.randrange(10)
+    value = random.randrange(MODULUS)
     question, worked = [str(value)], []
     for _ in range(steps):
-        sign, other = random.choice("+-"), random.randrange(10)
-        result = OPERATIONS[sign](value, other) % 10
+        sign, other = random.choice("+-"), random.randrange(MODULUS)
+        result = (value + other if sign == "+" else value - other) % MODULUS
         worked.append((value, sign, other, result))
         question += [sign, str(other)]
         value = result
@@ -63,11 +63,7 @@ def trace(random: Random, worked: list[tuple[int, str, int, int]], wordy: float)
     said = []
     for a, sign, b, result in worked:
         step = f"{a} {sign} {b} = {result} ;"
-        said.append(
-            f"so now we have {a} {sign} {b} , that is {result} . yes , {step}"
-            if random.random() < wordy
-            else step
-        )
+        said.append(f"so we have {a} {sign} {b} . that is {step}" if random.random() < wordy else step)
     if random.random() < wordy:
         said.append("check : " + " ".join(f"{a} {sign} {b} = {result} ;" for a, sign, b, result in worked))
     return " ".join(said)

@@ -48,6 +48,7 @@ def main() -> None:
         classifying,
         curating,
         evaluating,
+        hybrids,
         machine,
         mixing,
         post_training,
