@@ -1,7 +1,7 @@
-"""A generated task for studies of post-training: chains of sums modulo ten, with traces of varying length.
+"""A generated task for studies of post-training: chains of sums modulo seven, with traces of varying length.
 
-A problem such as `7 + 5 - 3 * 2 = ?` is worked from the left, modulo 10. A trace says each step, tersely or with
-words around it, and may do the whole chain once more as a check. All randomness is keyed, every answer is exact and is
+A problem such as `6 + 5 - 3 = ?` is worked from the left, modulo 7. A trace says each step, tersely or with words
+around it, and may say the whole chain once more as a check. All randomness is keyed, every answer is exact and is
 checked by the reward `exact`, and a tokenizer of one token per word makes lengths easy to read.
 """
 
@@ -41,11 +41,11 @@ TEMPLATE = (
 
 
 def problem(random: Random, steps: int) -> tuple[str, list[tuple[int, str, int, int]]]:
-    """A question of `steps` operations and its steps (a, sign, b, a sign b modulo 10).
+    """A question of `steps` operations and its steps (a, sign, b, a sign b modulo 7).
 
     >>> question, worked = problem(Random(0), 2)
     >>> question, worked
-    ('6 * 0 - 4 = ?', [(6, '*', 0, 0), (0, '-', 4, 6)])
+    ('6 - 6 - 0 = ?', [(6, '-', 6, 0), (0, '-', 0, 0)])
     """
     value = random.randrange(MODULUS)
     question, worked = [str(value)], []
