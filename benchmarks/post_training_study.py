@@ -62,7 +62,9 @@ RL = GrpoSettings(
     micro_batch_rollouts=64,
     checkpoint_every=1000,
 )
-LEAD = replace(RL, objective=ObjectiveSettings(lead=LeadSettings(), group_filter="any_correct"))
+# The published alpha of 0.05 moves no length in 40 steps of this size (54 tokens before, 58 after, on a development
+# seed); 0.3 does. Groups that are all right are kept: length is what they can teach.
+LEAD = replace(RL, objective=ObjectiveSettings(lead=LeadSettings(alpha=0.3), group_filter="any_correct"))
 MEASURES = {
     "free": Measure(ROLLOUT),
     "cut": Measure(replace(ROLLOUT, max_tokens=SHORT)),
@@ -94,7 +96,9 @@ def main() -> None:
     torch.set_num_threads(1)
     outcomes = study(arguments.out, arguments.seeds)
     write_matrix(arguments.out, outcomes, "sft")
-    publish("post-training study", report(outcomes, spent(arguments.out, arguments.seeds)), write=arguments.write)
+    publish(
+        "post-training study", report(outcomes, spent(arguments.out, arguments.seeds)), write=arguments.write
+    )
 
 
 def study(out: Path, seeds: Sequence[int]) -> list[Outcome]:
@@ -164,9 +168,7 @@ def report(outcomes: Sequence[Outcome], seconds: float) -> str:
     rows = []
     for row in matrix_rows(outcomes):
         if row["measure"] == "free":
-            free = {
-                other["measure"]: other for other in matrix_rows([named[row["pipeline"]]])
-            }
+            free = {other["measure"]: other for other in matrix_rows([named[row["pipeline"]]])}
             rows.append(
                 (
                     LABELS[row["pipeline"]],

@@ -190,4 +190,3 @@ def changed(record: Record, changes: Mapping[str, Any], where: str) -> Record:
                 f"{name} cannot be {value!r}: {error.errors()[0]['msg']}", where=where, remedy="Mend it"
             ) from None
     return replace(record, **values)  # type: ignore[type-var]
-

@@ -106,19 +106,29 @@ def sft(
     learning_rate: float = 8e-5,
     sequence_tokens: Annotated[int, typer.Option(min=8)] = 2048,
     batch_sequences: Annotated[int, typer.Option(min=1)] = 16,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a teacher with the model's tokenizer.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="With a teacher: weight of the labels.")] = 0.5,
+    beta: Annotated[float, typer.Option(help="With a teacher: weight of the distance to it.")] = 0.5,
+    direction: Annotated[str, typer.Option(help="forward, reverse or jensen_shannon.")] = "forward",
     seed: int = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model folder on chats; loss on the assistant's tokens only."""
+    from recipes.matrix_plan import changed
     from recipes.stages.training_setup import one_thread
+    from training.distillation_settings import Distillation
     from training.sft import SftSettings
     from training.sft import sft as fine_tune
 
+    lesson = {"alpha": alpha, "beta": beta, "direction": direction}
     settings = SftSettings(
         epochs=epochs,
         learning_rate=learning_rate,
         sequence_tokens=sequence_tokens,
         batch_sequences=batch_sequences,
+        distillation=changed(Distillation(teacher), lesson, "sft") if teacher is not None else None,
         seed=seed,
     )
     with one_thread():
