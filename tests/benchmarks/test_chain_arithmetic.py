@@ -32,7 +32,7 @@ def test_every_word_is_a_token_and_a_cut_trace_keeps_its_answer():
     row = next(iter(chats("b", 1, (4, 4), 1.0)))
     whole, cut = (render_chat(words, chat["messages"]) for chat in (row, truncated(row, 10)))
     assert WORDS.index("<pad>") not in whole.ids
-    assert sum(cut.assistant) == 10 + len("</think> 1 <eos>".split()) < sum(whole.assistant)
+    assert sum(cut.assistant) == 10 + len(("</think>", "1", "<eos>")) < sum(whole.assistant)
     assert named_reward("exact")(truncated(row, 10)["messages"][1]["content"], row["answer"]).correct
 
 

@@ -18,7 +18,7 @@ from training.chat import render_chat
 from training.distillation_settings import Distillation
 from training.huggingface import load_huggingface
 from training.lessons import Lesson, OneLesson
-from training.on_policy_distillation import as_chat, on_policy_distillation, packed_batch
+from training.on_policy_distillation import on_policy_distillation, packed_batch
 from training.on_policy_settings import OnPolicySettings
 from training.rollout import RolloutSettings
 from training.rollout_records import read_rollouts

@@ -169,7 +169,8 @@ def test_what_cannot_be_is_refused(world, tmp_path):
         matrix_in(world, tmp_path, fine, seeds=())
     inputs = Inputs(world / "train.jsonl", world / "train.jsonl", "exact")
     with pytest.raises(DataError, match="also among the prompts"):
-        run_matrix(world / "start", [fine], inputs, world / "train.jsonl", tmp_path, seeds=(0,), measures={"plain": greedy(ROLLOUT)})  # fmt: skip
+        tests, measures = world / "train.jsonl", {"plain": greedy(ROLLOUT)}
+        run_matrix(world / "start", [fine], inputs, tests, tmp_path, seeds=(0,), measures=measures)
     matrix_in(world, tmp_path, fine, seeds=(0,))
     with pytest.raises(RecipeError, match="other settings"):
         other = SftStep("sft", replace(SFT, epochs=1))
