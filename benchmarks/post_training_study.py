@@ -188,8 +188,8 @@ def report(outcomes: Sequence[Outcome], seconds: float) -> str:
     seeds = len(named["sft"].seeds)
     intro = f"""## Post-training of a small model
 
-`python -m benchmarks.post_training_study`: {small_model().parameters():,} parameters, chains of {STEPS[0]} to {STEPS[1]}
-sums modulo seven, {PROBLEMS} held-out problems answered once at temperature 1, {seeds} seeds that chose no setting;
+`python -m benchmarks.post_training_study`: {small_model().parameters():,} parameters, chains of {STEPS[0]} to
+{STEPS[1]} sums modulo seven, {PROBLEMS} held-out problems answered once at temperature 1, {seeds} seeds that chose no setting;
 brackets are 95 % over seeds and problems. {seconds:.0f} CPU-seconds in all, one thread. Tokens and FLOPs are those of a
 seed, all steps of the pipeline together. {machine("torch")}.
 """
@@ -218,8 +218,8 @@ def findings(named: dict[str, Outcome]) -> list[str]:
         f"(c) Forced budget minus plain cut-off, SFT model, {SHORT} tokens each: {percent(budget)} points. "
         f"{borne(budget.low > 0)}",
         f"(d) SFT on traces truncated to {CUT_TRACE} tokens shortens answers by {100 * (1 - truncated_length):.0f} %; "
-        f"under the forced budget its accuracy minus that of the whole traces' is {percent(truncated_gain)} points, without a limit "
-        f"{percent(truncated_free)}. {borne(truncated_length < 1 and truncated_gain.low <= 0)}",
+        f"under the forced budget its accuracy minus that of the whole traces' is {percent(truncated_gain)} points, "
+        f"without a limit {percent(truncated_free)}. {borne(truncated_length < 1 and truncated_gain.low <= 0)}",
     ]
 
 

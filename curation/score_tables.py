@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json
 from curation.documents import Document
-from curation.errors import DataError, MachineError, MixwrightError, RecipeError
+from curation.errors import DataError, MachineError, RecipeError
 from curation.scorer import Scorer
 from curation.scoring import guard
 from curation.scoring.corpus import Corpus, spill
@@ -36,7 +36,6 @@ from curation.scoring.units import UNIT_DOCUMENTS, Unit, plan_units, write_units
 
 _KEY = "mixwright.fingerprint"
 ROW_GROUP_ROWS = 2**18
-_SENTENCES = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, MixwrightError)}
 
 
 def score_files(
@@ -171,7 +170,7 @@ def _score_missing(
     runner: Runner | None,
 ) -> pl.DataFrame:
     """Score what is missing, unit by unit, and return the rows of all units."""
-    from curation.scoring.blocks import KeepSentence, ReadUnits, ScoreBlock
+    from curation.scoring.blocks import KeepSentence, ReadUnits, ScoreBlock, raise_kept_sentence
 
     units = plan_units(missing, corpus.files, corpus.source, fingerprint, unit_documents)
     parts, work = _parts(folder, scorer, fingerprint), _work(folder, scorer)
@@ -203,7 +202,7 @@ def _score_missing(
                 failed=lambda: any((work / "errors").glob("*.json")),
             ),
         )
-        _raise_sentence(work / "errors")
+        raise_kept_sentence(work / "errors")
     return _rows(units, parts, scorer, fingerprint, work)
 
 
@@ -232,12 +231,6 @@ def _rows(units: Sequence[Unit], parts: Path, scorer: Scorer, fingerprint: str, 
             )
         tables.append(table)
     return pl.DataFrame(pa.concat_tables(tables))
-
-
-def _raise_sentence(errors: Path) -> None:
-    for file in sorted(errors.glob("*.json")):
-        kind, what, where, remedy = read_json(file)
-        raise _SENTENCES.get(kind, MixwrightError)(what, where=where, remedy=remedy)
 
 
 def _work(folder: Path, scorer: Scorer) -> Path:

@@ -4,7 +4,8 @@ A difference is (mixture) - (reference) in bits per byte with the same seed; neg
 better. The interval is Student's t over the seeds, beside it stands the exact sign-flip p. "better" or
 "worse" is said when the paired t test, corrected by Holm over the mixtures compared, falls below 1 - level;
 otherwise "not separable", with the smallest difference that this many seeds would have found. Documents are
-never counted as replicates of training.
+never counted as replicates of training. Two one-sided tests say whether the two are equivalent within a
+margin; where likelihoods of documents are given, a bootstrap over seeds and documents gives a second p.
 """
 
 from __future__ import annotations
@@ -14,17 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from curation.atomic import write_json
 from curation.errors import DataError, RecipeError
 from mixing.leave_one_out import safe_name
 from mixing.mixture import check_weights
-from mixing.paired import holm, sign_flip_test, smallest_detectable, t_interval, t_test
+from mixing.paired import (
+    crossed_bootstrap,
+    equivalence_test,
+    holm,
+    sign_flip_test,
+    smallest_detectable,
+    t_interval,
+    t_test,
+)
 from mixing.runs import ProxyRun, ProxySettings, evaluation_steps, read_evaluation, run_proxies
-from probes.intervals import bits_per_byte
+from probes.intervals import align, bits_per_byte
 
 LEVEL = 0.9
 MEAN = "mean"
+MARGIN = 0.005
+"""Differences below this share of the reference are no difference in practice."""
+
+Tables = Mapping[str, Mapping[int, Mapping[str, pa.Table]]]
+"""{mixture: {seed: {capability: likelihood table}}}"""
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 """{mixture: {seed: {capability: bits per byte}}}"""
@@ -72,14 +87,46 @@ def run_comparison(
     """
     runs = plan_comparison(mixtures, seeds)
     run_proxies(list(runs.values()), settings, folder, workers=workers, description="comparing mixtures")
-    scores: dict[str, dict[int, dict[str, float]]] = {}
+    tables: dict[str, dict[int, dict[str, pa.Table]]] = {}
     for (name, seed), run in runs.items():
         step = evaluation_steps(folder, run.run_id)[-1]
-        tables = read_evaluation(folder, run.run_id, step)
-        scores.setdefault(name, {})[seed] = {c: bits_per_byte(tables[c]) for c in sorted(tables)}
-    result = compare(scores, mixtures=mixtures, against=against, level=level)
+        tables.setdefault(name, {})[seed] = read_evaluation(folder, run.run_id, step)
+    result = compare_tables(tables, mixtures=mixtures, against=against, level=level)
     write_json(Path(folder) / "comparison.json", result)
     return result
+
+
+def compare_tables(
+    tables: Tables,
+    *,
+    mixtures: Mapping[str, Mapping[str, float]] | None = None,
+    against: str = "uniform",
+    level: float = LEVEL,
+    margin: float = MARGIN,
+) -> dict[str, Any]:
+    """As `compare`, from likelihoods of documents: a bootstrap over seeds and documents gives another p."""
+    scores = {
+        name: {s: {c: bits_per_byte(t) for c, t in sorted(of.items())} for s, of in seeds.items()}
+        for name, seeds in tables.items()
+    }
+    result = compare(scores, mixtures=mixtures, against=against, level=level, margin=margin)
+    rows = result["differences"]
+    capabilities = [c for c in dict.fromkeys(row["capability"] for row in rows) if c != MEAN]
+    for capability in capabilities:
+        family = [row for row in rows if row["capability"] == capability]
+        known = [_bootstrap_p(tables, row["mixture"], against, capability) for row in family]
+        for row, p, adjusted in zip(family, known, holm(known), strict=True):
+            row |= {"p_bootstrap": p, "p_bootstrap_holm": adjusted}
+    return result
+
+
+def _bootstrap_p(tables: Tables, name: str, against: str, capability: str) -> float:
+    differences = []
+    size = np.empty(0)
+    for seed in sorted(tables[name]):
+        nats, size, _ = align([tables[name][seed][capability], tables[against][seed][capability]])
+        differences.append(nats[0] - nats[1])
+    return crossed_bootstrap(np.stack(differences), size)[1]
 
 
 def compare(
@@ -88,8 +135,11 @@ def compare(
     mixtures: Mapping[str, Mapping[str, float]] | None = None,
     against: str = "uniform",
     level: float = LEVEL,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """The content of `comparison.json` from scores of trained models.
+
+    margin : share of the reference within which two mixtures count as equivalent
 
     Only seeds that every mixture has are paired; a mixture without one of them is an error, not a gap.
     Raises DataError when seeds or capabilities differ, RecipeError when `against` is not among the mixtures.
@@ -99,7 +149,8 @@ def compare(
     differences: list[dict[str, Any]] = []
     for capability in (*capabilities, MEAN):
         family = [
-            _difference(scores, name, against, capability, capabilities, seeds, level) for name in names
+            _difference(scores, name, against, capability, capabilities, seeds, level, margin)
+            for name in names
         ]
         known = [row["p_t"] if row["p_t"] is not None else 1.0 for row in family]
         for row, adjusted in zip(family, holm(known), strict=True):
@@ -134,6 +185,7 @@ def _difference(
     capabilities: Sequence[str],
     seeds: Sequence[int],
     level: float,
+    margin: float,
 ) -> dict[str, Any]:
     members = list(capabilities) if capability == MEAN else [capability]
     ours = np.array([[scores[name][seed][c] for c in members] for seed in seeds])
@@ -142,6 +194,7 @@ def _difference(
     interval = t_interval(per_seed, level)
     reference = float(theirs.mean())
     detectable = smallest_detectable(per_seed)
+    p_equivalence = equivalence_test(per_seed, margin * reference)
     return {
         "mixture": name,
         "against": against,
@@ -153,6 +206,10 @@ def _difference(
         "p_t": t_test(per_seed),
         "p_sign_flip": sign_flip_test(per_seed),
         "least_p_sign_flip": min(1.0, 2.0 / 2 ** len(seeds)),
+        "margin": margin * reference,
+        "p_equivalence": p_equivalence,
+        # Two one-sided tests at half the error of the two-sided one: the interval lies within the margin.
+        "equivalent": p_equivalence is not None and p_equivalence <= (1 - level) / 2,
         "per_seed": per_seed.tolist(),
         "smallest_detectable": detectable,
         "smallest_detectable_relative": None if detectable is None else detectable / reference,
@@ -177,6 +234,8 @@ def _sentence(row: Mapping[str, Any], seeds: int, mixtures: int, level: float) -
     interval = f"{level:.0%} interval {row['low']:+.4f} to {row['high']:+.4f}, {pairs}"
     if row["verdict"] != "not separable":
         return f"{head}; {row['verdict']} ({interval}; sign-flip p {row['p_sign_flip']:.3g})"
+    if row["equivalent"]:
+        return f"{head}; equivalent within {row['margin']:.4f} ({interval}; p {row['p_equivalence']:.3g})"
     corrected = " after correction for the number of mixtures" if mixtures > 1 else ""
     return (
         f"{head}; not separable from noise{corrected} ({interval}; the smallest difference that "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from curation.atomic import hash_file, hash_folder, hash_value
 from curation.errors import RecipeError
 from mixing.mixture import check_weights
+from mixing.repetition import part_of_source
 from training.loop import TrainSettings
 from training.model import ModelConfig
 from training.settings import deciding_settings
@@ -51,6 +52,8 @@ class ProxySettings:
     block        : sequences after which every source's share is exact (`training.order`)
     context, stride : of the evaluation; by default the training length, and half of it
     keep         : which checkpoints a finished run keeps: "all", "weights" (without optimizer states), "none"
+    target_tokens: budget that the mixtures are for; every source is then cut to the share of it that a run trains,
+                   so that a mixture repeats its sources as often here as there (`mixing.repetition`)
     """
 
     model: ModelConfig
@@ -63,6 +66,17 @@ class ProxySettings:
     stride: int | None = None
     batch_tokens: int = 8192
     keep: Keep = "weights"
+    target_tokens: int | None = None
+
+    @property
+    def run_tokens(self) -> int:
+        """Tokens that a whole run trains."""
+        return self.train.steps * self.train.tokens_per_step
+
+    @property
+    def source_share(self) -> float:
+        """Share of every source that the runs may read; 1 without `target_tokens`."""
+        return 1.0 if self.target_tokens is None else self.run_tokens / self.target_tokens
 
     @property
     def evaluation_context(self) -> int:
@@ -121,6 +135,13 @@ def check_run(run: ProxyRun, settings: ProxySettings) -> None:
         raise RecipeError(
             f"Run {run.run_id!r} cannot train {run.budget_share:g} of the budget", where=run.run_id
         )
+    if settings.source_share > 1:
+        raise RecipeError(
+            f"The runs train {settings.run_tokens:,} tokens, more than the {settings.target_tokens:,} that they "
+            "stand for",
+            where="target_tokens",
+            remedy="Give the tokens of the run that the mixtures are for",
+        )
     for source in sorted(run.weights):
         if source not in settings.tokens:
             raise RecipeError(
@@ -135,6 +156,12 @@ def check_run(run: ProxyRun, settings: ProxySettings) -> None:
     run_settings(run, settings)
 
 
+def open_sources(run: ProxyRun, settings: ProxySettings) -> dict[str, TokenSource]:
+    """The sources that a run reads, by name, cut to the settings' share of them."""
+    opened = {name: TokenSource.open(settings.tokens[name]) for name in sorted(run.weights)}
+    return {name: part_of_source(source, settings.source_share) for name, source in opened.items()}
+
+
 def fingerprint_of(run: ProxyRun, settings: ProxySettings, inputs: Mapping[str, Any]) -> str:
     """Hash of all that decides the numbers of a run; `inputs` from `ProxySettings.inputs`."""
     tokens = {name: inputs["tokens"].get(name) for name in sorted(run.weights)}
@@ -147,6 +174,9 @@ def fingerprint_of(run: ProxyRun, settings: ProxySettings, inputs: Mapping[str, 
             "train": deciding_settings(settings.train),
             "block": settings.block,
             "evaluation": [settings.evaluation_context, settings.evaluation_stride],
+            **(
+                {} if settings.target_tokens is None else {"share": [run.budget_share, settings.source_share]}
+            ),
             "inputs": {**inputs, "tokens": tokens},
         }
     )

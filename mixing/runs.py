@@ -14,25 +14,19 @@ times.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from curation.atomic import read_json, write_json, write_text, writing_to
-from curation.errors import DataError, MachineError, RecipeError
-from curation.workers import Advance, Job, run_jobs
-from mixing.evaluations import ProbeSet, metric_rows, read_evaluation
+from curation.atomic import read_json, write_text
+from curation.errors import DataError, RecipeError
+from curation.scoring.execution import Runner
+from curation.workers import Job, run_jobs
+from mixing.evaluations import read_evaluation
 from mixing.proxy import ProxyRun, ProxySettings, check_run, fingerprint_of, run_settings
-from training.loop import train
-from training.model import Decoder
-from training.order import Batch, DataOrder, MixtureSchedule, Phase
-from training.tokens import TokenSource
+from mixing.run_making import is_finished, make_run
 
 __all__ = [
     "ProxyResult",
@@ -45,7 +39,6 @@ __all__ = [
     "write_tables",
 ]
 
-LOCK_SECONDS = 10.0
 RATIO_COLUMNS = ("run_id", "seed", "budget_tokens")
 METRIC_COLUMNS = ("run_id", "step", "probe", "bits_per_byte", "nats_per_token")
 
@@ -76,6 +69,7 @@ def run_proxies(
     *,
     workers: int = 1,
     devices: Sequence[str] = (),
+    runner: Runner | None = None,
     description: str = "proxy runs",
 ) -> list[ProxyResult]:
     """Make the runs that are not finished, `workers` at a time, and rewrite ratios.csv and metrics.csv.
@@ -83,6 +77,8 @@ def run_proxies(
     devices : where the runs train, by turns, for example ("cuda:0", "cuda:1"); with more workers than GPUs
               several processes share each, which fills it with models too small to do so alone. Empty = as
               settings.train.device says.
+    runner  : makes the runs on a Ray cluster or as a Slurm array instead (`curation.scoring.runners.open_runner`), a
+              task for each run; `folder` and all that the settings name must be on a disk that every node sees
 
     A finished run of the same fingerprint is not repeated; a killed one continues from its checkpoint; one
     whose settings, data or probes have changed is deleted and made anew. Numbers do not depend on `workers`.
@@ -99,19 +95,25 @@ def run_proxies(
         raise RecipeError(
             f"Two runs are called {double!r}", where=str(folder), remedy="Give each an id of its own"
         )
-    waiting = [run for run in runs if not _is_finished(folder / run.run_id, prints[run.run_id])]
+    waiting = [run for run in runs if not is_finished(folder / run.run_id, prints[run.run_id])]
     jobs = [
-        Job(run.run_id, _train_run, (run, _on_device(settings, devices, i), folder, prints[run.run_id]))
+        Job(run.run_id, make_run, (run, _on_device(settings, devices, i), folder, prints[run.run_id]))
         for i, run in enumerate(waiting)
     ]
-    run_jobs(
-        jobs,
-        workers=workers,
-        description=description,
-        total=sum(run_settings(run, settings).steps * settings.train.tokens_per_step for run in waiting),
-        unit="tokens",
-        on_result=lambda job, result: write_tables(folder),
-    )
+    total = sum(run_settings(run, settings).steps * settings.train.tokens_per_step for run in waiting)
+    if runner is not None and jobs:
+        from mixing.runs_elsewhere import run_elsewhere  # needs datatrove
+
+        run_elsewhere([job.argument for job in jobs], runner, folder, description, total)
+    else:
+        run_jobs(
+            jobs,
+            workers=workers,
+            description=description,
+            total=total,
+            unit="tokens",
+            on_result=lambda job, result: write_tables(folder),
+        )
     write_tables(folder)
     return [read_result(folder, run.run_id) for run in runs]
 
@@ -156,111 +158,6 @@ def write_tables(folder: Path | str) -> None:
     ]
     write_text(folder / "ratios.csv", _csv([*RATIO_COLUMNS, *sources], ratios))
     write_text(folder / "metrics.csv", _csv(list(METRIC_COLUMNS), metrics))
-
-
-# ---- in the worker -------------------------------------------------------------------------------
-
-
-class _CountedOrder(DataOrder):
-    """The data order, which tells how many tokens have been asked for."""
-
-    advance: Callable[[float], None]
-
-    def batch(self, first: int, count: int) -> Batch:
-        self.advance(count * self.sequence_tokens)
-        return super().batch(first, count)
-
-
-def _train_run(task: tuple[ProxyRun, ProxySettings, Path, str], advance: Advance) -> None:
-    run, settings, folder, fingerprint = task
-    with _only_process_with(folder, run.run_id):
-        _train_alone(run, settings, folder / run.run_id, fingerprint, advance)
-
-
-def _train_alone(
-    run: ProxyRun, settings: ProxySettings, here: Path, fingerprint: str, advance: Advance
-) -> None:
-    cpu = time.process_time()
-    if not _same_fingerprint(here / "run.json", fingerprint):
-        shutil.rmtree(here, ignore_errors=True)
-        write_json(here / "run.json", {"fingerprint": fingerprint, "run": asdict(run)})
-    train_settings = run_settings(run, settings)
-    sources = {name: TokenSource.open(settings.tokens[name]) for name in sorted(run.weights)}
-    phase = Phase("proxy", train_settings.steps * train_settings.batch_sequences, dict(run.weights))
-    order = _CountedOrder(
-        MixtureSchedule((phase,), seed=run.seed, block=settings.block),
-        sources,
-        train_settings.sequence_tokens,
-    )
-    order.advance = advance
-    probes = ProbeSet.load(settings)
-
-    def evaluate(model: Decoder, step: int) -> dict[str, float]:
-        return probes.evaluate(model, here / "evaluations" / f"step-{step}.parquet")
-
-    done = train(settings.model, order, train_settings, here / "train", evaluate=evaluate)
-    metrics = metric_rows(here, run.run_id, train_settings.evaluate_steps)
-    _clear_checkpoints(here / "train", run.keep or settings.keep)
-    evaluated = sum(row.pop("tokens") for row in metrics)
-    write_json(
-        here / "result.json",
-        {
-            "schema": 1,
-            "fingerprint": fingerprint,
-            "run": asdict(run),
-            "steps": done.steps,
-            "tokens": done.tokens,
-            "flops": done.flops,
-            "evaluation_flops": evaluated * settings.model.flops_per_token(settings.evaluation_context) / 3,
-            "seconds": done.seconds,
-            "cpu_seconds": time.process_time() - cpu,
-            "epochs": {name: order.epochs(name) for name in sources},
-            "metrics": metrics,
-        },
-    )
-
-
-@contextmanager
-def _only_process_with(folder: Path, run_id: str) -> Iterator[None]:
-    """Hold the run's lock; that of a killed study's worker is free once the kernel has buried it."""
-    path = folder / f".{run_id}.lock"
-    with writing_to(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
-    with handle:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise MachineError(
-                        f"Another process is making the run {run_id!r}",
-                        where=str(folder),
-                        remedy="Wait for it or stop it, or choose another folder",
-                    ) from error
-                time.sleep(0.1)
-        yield
-
-
-def _clear_checkpoints(train_folder: Path, keep: str) -> None:
-    if keep == "none":
-        shutil.rmtree(train_folder / "checkpoints", ignore_errors=True)
-    elif keep == "weights":
-        for file in sorted(train_folder.glob("checkpoints/*/optimizer.safetensors")):
-            file.unlink()
-
-
-def _same_fingerprint(path: Path, fingerprint: str) -> bool:
-    try:
-        return read_json(path)["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_finished(folder: Path, fingerprint: str) -> bool:
-    return _same_fingerprint(folder / "result.json", fingerprint)
 
 
 def _read_finished(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from curation.atomic import write_json, write_text
 from curation.errors import RecipeError
@@ -14,7 +15,9 @@ from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
 from recipes.pipeline import Run, Stage, is_done, locked, run_stage
 from recipes.schema import Recipe
-from recipes.training_settings import FinalPhase
+from recipes.training_settings import CompressionSettings, FinalPhase
+
+Taught = TypeVar("Taught", FinalPhase, CompressionSettings)
 
 
 def open_run(recipe: str | Path, out: Path | None = None, overrides: Iterable[str] = ()) -> Run:
@@ -78,11 +81,13 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     phases = [_with_absolute_teacher(phase, base) for phase in recipe.final.phases]
     final = recipe.final.model_copy(update={"phases": phases})
     curation = _curation_with_absolute_paths(recipe.curation, base)
+    compression = _with_absolute_teacher(recipe.compression, base) if recipe.compression else None
     changed = {"sources": sources, "post_training": training, "curation": curation, "final": final}
+    changed["compression"] = compression
     return recipe.model_copy(update=changed)
 
 
-def _with_absolute_teacher(phase: FinalPhase, base: Path) -> FinalPhase:
+def _with_absolute_teacher(phase: Taught, base: Path) -> Taught:
     """A teacher that is no folder beside the recipe is a name on the hub, and stays what it is."""
     if phase.distill is None or not (base / phase.distill.teacher).is_dir():
         return phase

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from curation.scoring.execution import Execution
 from recipes.settings import Count, Positive, Settings
 
 
@@ -41,6 +42,11 @@ class ExecutorSettings(Settings):
     """Shell commands before each Slurm task; when absent the paths of the Python that submits."""
     poll_seconds: Positive = 5.0
     """How often Ray and Slurm are asked how far they are."""
+
+    def execution(self, workers: int) -> Execution:
+        """The curation floor's record; `workers` where the recipe names none."""
+        settings = self.model_dump()
+        return Execution(**settings | {"workers": settings["workers"] or workers})
 
     @model_validator(mode="before")
     @classmethod

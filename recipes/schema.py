@@ -11,6 +11,7 @@ from recipes.executor_settings import ExecutorSettings
 from recipes.settings import Count, Name, Settings
 from recipes.training_settings import (
     ComparisonSettings,
+    CompressionSettings,
     FinalSettings,
     InfluenceSettings,
     LeaveOneOutSettings,
@@ -44,6 +45,8 @@ class Recipe(Settings):
     influence: InfluenceSettings = InfluenceSettings()
     comparison: ComparisonSettings = ComparisonSettings()
     final: FinalSettings = FinalSettings()
+    compression: CompressionSettings | None = None
+    """Mid-training between pre-training and post-training; none by default."""
     post_training: PostTrainingSettings = PostTrainingSettings()
 
     @property
@@ -75,6 +78,9 @@ class Recipe(Settings):
                         raise ValueError(
                             f"label rule `{rule.name}` names the source `{source}`, which is not listed"
                         )
+        for source in (self.compression and self.compression.sources) or ():
+            if source not in known:
+                raise ValueError(f"`compression.sources` names the source `{source}`, which is not listed")
         for source in self.curation.educational.per_source:
             if source not in known:
                 raise ValueError(f"`educational.per_source` names the source `{source}`, which is not listed")
@@ -90,6 +96,7 @@ class Recipe(Settings):
             ("final", self.final.sequence_tokens),
             ("probes", self.probes.context),
             ("influence", self.influence.context),
+            *([("compression", self.compression.sequence_tokens)] if self.compression else []),
         ):
             if tokens > self.model.max_positions:
                 raise ValueError(

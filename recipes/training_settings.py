@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from recipes.executor_settings import ExecutorSettings
 from recipes.settings import Count, Name, Positive, Settings, Share
 
 Method = Literal["uniform", "proportional", "influence", "leave_one_out"]
@@ -64,6 +65,12 @@ class ProxySettings(OptimisationSettings):
     """Tokens of one run."""
     evaluations: Count = 4
     """Evenly spaced moments, the last step included, at which the probes are measured."""
+    match_repetition: bool = False
+    """Cut every source to the share (proxy tokens) / (final tokens), so that a mixture repeats its sources as often in
+    a proxy run as in the final training; otherwise a small source looks better than it is."""
+    executor: ExecutorSettings | None = None
+    """Where proxy runs are made: a task of its own for each, on a Ray cluster or as a Slurm array. Absent: in processes
+    of this machine. The numbers do not depend on it."""
 
 
 class LeaveOneOutSettings(Settings):
@@ -202,6 +209,32 @@ class FinalSettings(OptimisationSettings):
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"the shares of the phases sum to {total:.6g} and must sum to 1")
         return self
+
+
+class CompressionSettings(OptimisationSettings):
+    """Mid-training on what helps (section 6, Eqs. 7 and 8), between pre-training and post-training."""
+
+    tokens: Count = 1_000_000
+    """Tokens of one round."""
+    rounds: Count = 2
+    """Most rounds of scoring and training (paper: 2)."""
+    sources: list[str] | None = None
+    """The raw mid-training set; all sources when absent."""
+    mixture: Literal["uniform", "proportional", "influence", "leave_one_out", "recommended"] = "uniform"
+    """Weights of the uncompressed set, which is trained beside it at equal tokens."""
+    seeds: list[int] = Field(default=[1], min_length=1)
+    preconditioner: Literal["identity", "adam", "datainf", "ekfac"] = "identity"
+    context: Count = 256
+    """Tokens of each document that are scored."""
+    documents_per_source: Count | None = None
+    """Raw documents of each source; all when absent."""
+    probe_documents: Count = 200
+    least_positive: Share = 0.02
+    """Stop when no more than this share of the documents has positive benefit."""
+    gathered: Share = 0.1
+    """Stop when the spread of the benefits has fallen to this share of the first round's."""
+    distill: DistillSettings | None = None
+    """A teacher for two further arms; the model then comes from the taught, compressed one."""
 
 
 class SftSettings(Settings):

@@ -18,9 +18,9 @@ import numpy as np
 from datatrove.data import Document as TroveDocument
 from datatrove.pipeline.base import PipelineStep
 
-from curation.atomic import write_json
+from curation.atomic import read_json, write_json
 from curation.documents import Document
-from curation.errors import DataError, MachineError, MixwrightError
+from curation.errors import DataError, MachineError, MixwrightError, RecipeError
 from curation.scorer import Scorer
 from curation.scoring.parts import fingerprint_of, part_name, part_path, read_part, write_part
 from curation.scoring.rows import RowReader
@@ -170,6 +170,14 @@ class KeepSentence(PipelineStep):
         except MixwrightError as error:
             value = [type(error).__name__, error.what, error.where, error.remedy]
             write_json(Path(self.folder) / f"{rank:05d}.json", value)
+
+
+def raise_kept_sentence(folder: Path) -> None:
+    """Raise the first error that `KeepSentence` left in a folder, if any."""
+    for path in sorted(folder.glob("*.json")):
+        kind, what, where, remedy = read_json(path)
+        errors = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError)}
+        raise errors.get(kind, MixwrightError)(what, where=where, remedy=remedy)
 
 
 def _guilty(scorer: Scorer, documents: list[Document]) -> list[Document]:

@@ -61,10 +61,11 @@ class Work:
     name    : how messages call it
     tasks   : what it is divided into
     logs    : datatrove's logging folder
-    total   : documents
+    total   : amount of work, in `unit`
     missing : how many of the results are not there yet
-    done    : how many of the `total` documents are scored
+    done    : how much of `total` is done
     failed  : whether a task has left a sentence, so that it is pointless to wait for the others
+    unit    : what `total` counts
     """
 
     name: str
@@ -74,6 +75,7 @@ class Work:
     missing: Callable[[], int]
     done: Callable[[], int]
     failed: Callable[[], bool]
+    unit: str = "documents"
 
 
 class Runner(Protocol):

@@ -55,7 +55,7 @@ class RayRunner:
         waiting = list(range(work.tasks))[::-1]
         running: dict[Any, int] = {}
         try:
-            with progress(work.name, work.total, "documents") as task:
+            with progress(work.name, work.total, work.unit) as task:
                 while waiting or running:
                     while waiting and len(running) < self.execution.workers:
                         rank = waiting.pop()
@@ -107,7 +107,7 @@ def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
         raise MachineError(
             f"Task {rank} of {work.name} was lost {retries + 1} times: {str(e).splitlines()[0].rstrip('.')}",
             where="executor ray",
-            remedy="Most often the memory ran out: use fewer workers or smaller batches. What was scored is "
+            remedy="Most often the memory ran out: use fewer workers or smaller batches. What was done is "
             "kept; start the same command again to continue",
         ) from e
 

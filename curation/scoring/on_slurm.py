@@ -41,7 +41,7 @@ class SlurmRunner:
     def run(self, pipeline: Sequence[Any], work: Work) -> None:
         _check(self.execution)
         missing, lost = work.missing(), 0
-        with progress(work.name, work.total, "documents") as task:
+        with progress(work.name, work.total, work.unit) as task:
             while missing and not work.failed():
                 executor = slurm_executor(self.execution, pipeline, work)
                 executor.run()
@@ -59,7 +59,7 @@ class SlurmRunner:
                         "missing",
                         where=str(work.logs),
                         remedy="Its logs are in that folder, under `slurm_logs`. Give the tasks more memory or "
-                        "time and run again: what was scored is kept",
+                        "time and run again: what was done is kept",
                     )
 
 

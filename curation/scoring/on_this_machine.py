@@ -30,7 +30,7 @@ class LocalRunner:
 
     def run(self, pipeline: Sequence[Any], work: Work) -> None:
         if self.execution.workers == 0:
-            with progress(work.name, work.total, "documents") as task:
+            with progress(work.name, work.total, work.unit) as task:
                 for rank in range(work.tasks):
                     _listen(pipeline, task.advance)
                     _exhaust(pipeline, rank, work.tasks)
@@ -46,7 +46,7 @@ class LocalRunner:
             for rank in range(work.tasks)
         ]
         self.workers.run(
-            jobs, description=work.name, total=work.total, unit="documents", retries=self.execution.retries
+            jobs, description=work.name, total=work.total, unit=work.unit, retries=self.execution.retries
         )
 
 

@@ -46,8 +46,11 @@ def main() -> None:
     # They add their commands.
     from recipes.cli import (  # noqa: F401
         classifying,
+        comparing,
+        compressing,
         curating,
         evaluating,
+        exporting,
         hybrids,
         machine,
         mixing,

@@ -75,32 +75,6 @@ def loo(
 
 
 @app.command()
-def compare(
-    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
-) -> None:
-    """Train on each mixture with paired seeds, and compare on text that nothing has seen."""
-    from curation.atomic import read_json
-
-    run = execute(recipe, out, set_, goal="comparison")
-    result = read_json(run.path("comparison", "comparison.json"))
-    if as_json:
-        print_json(result)
-        return
-    print_table(
-        "Bits per byte against uniform (negative is better)",
-        result["differences"],
-        {
-            "mixture": "Mixture",
-            "capability": "Capability",
-            "difference": "Diff.",
-            "low": "Low",
-            "high": "High",
-            "verdict": "Verdict",
-        },
-    )
-
-
-@app.command()
 def fit(
     ratios: Annotated[Path, typer.Option("--ratios", help="ratios.csv: the mixture of each proxy run.")],
     metrics: Annotated[Path, typer.Option("--metrics", help="metrics.csv: the losses of each proxy run.")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recipes.pipeline import Stage
 from recipes.schema import Recipe
+from recipes.stages.compressing import COMPRESSION
 from recipes.stages.curating import REPRESENTATIVE
 from recipes.stages.final import MODEL, PRETRAIN
 from recipes.stages.near_duplicates import NEAR_DUPLICATES
@@ -33,6 +34,7 @@ STAGES: dict[str, Stage] = {
         COMPARISON,
         RECOMMENDATION,
         PRETRAIN,
+        COMPRESSION,
         SFT,
         GRPO,
         MODEL,
@@ -43,9 +45,11 @@ STAGES: dict[str, Stage] = {
 def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
     """The stages of a recipe in order; with a goal, that stage and what it needs.
 
-    Optional stages of post-training that the recipe turns off are left out.
+    Optional stages that the recipe turns off are left out.
     """
     absent = {name for name in ("sft", "grpo") if getattr(recipe.post_training, name) is None}
+    if recipe.compression is None:
+        absent.add("compression")
     wanted = set(STAGES) if goal is None else _needed(goal)
     return [stage for name, stage in STAGES.items() if name in wanted - absent]
 

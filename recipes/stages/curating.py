@@ -110,8 +110,7 @@ def _embed_near(
 
 def execution_of(run: Run) -> Execution:
     """Where the recipe wants documents to be scored."""
-    settings = run.recipe.executor.model_dump()
-    return Execution(**settings | {"workers": settings["workers"] or run.workers})
+    return run.recipe.executor.execution(run.workers)
 
 
 def cascade_settings(recipe: Recipe) -> CascadeSettings:

@@ -121,18 +121,23 @@ def _pretrain(run: Run) -> Spent:
     return Spent(flops=result.flops + taught, tokens=result.tokens)
 
 
+def base_model(run: Run) -> Path:
+    """The model folder that post-training starts from: pre-training's, or mid-training's where there is any."""
+    return run.path("training", "compression" if run.recipe.compression else "pretrain", "model")
+
+
 def _model(run: Run) -> Spent:
     """Copy the last stage's folder to `model/`, and check its logits against transformers' own class."""
     post = run.recipe.post_training
-    last = "grpo" if post.grpo else "sft" if post.sft else "pretrain"
-    difference = logits_difference(run.path("training", last, "model"))
+    last = run.path("training", "grpo" if post.grpo else "sft", "model") if post.sft else base_model(run)
+    difference = logits_difference(last)
     if difference > LOGITS_TOLERANCE:
         raise DataError(
             f"The exported model's logits differ from transformers' by {difference:.2g}",
-            where=str(run.path("training", last, "model")),
+            where=str(last),
             remedy="Report this with the versions in stage.json",
         )
-    for file in sorted(run.path("training", last, "model").iterdir()):
+    for file in sorted(last.iterdir()):
         with replacing(run.path("model", file.name)) as temporary:
             shutil.copyfile(file, temporary)
     write_json(
@@ -192,8 +197,12 @@ PRETRAIN = Stage(
 MODEL = Stage(
     name="model",
     folder="model",
-    needs=("pretrain", "sft", "grpo"),
-    settings=lambda recipe: [recipe.post_training.sft is not None, recipe.post_training.grpo is not None],
+    needs=("pretrain", "compression", "sft", "grpo"),
+    settings=lambda recipe: [
+        recipe.post_training.sft is not None,
+        recipe.post_training.grpo is not None,
+        *(["compression"] if recipe.compression else []),
+    ],
     outputs=("*.safetensors", "*.json"),
     work=_model,
     about="check the folder against transformers",

@@ -11,6 +11,7 @@ from curation.atomic import replacing
 from curation.word_problems import simple_sum, word_problem
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
+from recipes.stages.final import base_model
 from recipes.stages.training_setup import model_config, one_thread
 from training.advantages import LeadSettings
 from training.grpo import GrpoSettings, grpo
@@ -80,7 +81,7 @@ def _sft(run: Run) -> Spent:
         seed=settings.seed,
     )
     with one_thread():
-        result = sft(run.path("training", "pretrain", "model"), data, folder, chosen)
+        result = sft(base_model(run), data, folder, chosen)
     tokens = result.steps * settings.sequence_tokens * settings.batch_sequences
     return Spent(
         flops=model_config(run.recipe).flops_per_token(settings.sequence_tokens) * tokens, tokens=tokens
@@ -141,7 +142,7 @@ def _grpo_cost(recipe: Recipe) -> Spent:
 SFT = Stage(
     name="sft",
     folder="training/sft",
-    needs=("pretrain",),
+    needs=("pretrain", "compression"),
     settings=lambda recipe: [
         recipe.post_training.sft.model_dump() if recipe.post_training.sft else None,
         recipe.final.precision,

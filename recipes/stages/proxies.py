@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from curation.atomic import write_json
-from mixing.comparison import compare, plan_comparison
+from curation.scoring.runners import open_runner
+from mixing.comparison import compare_tables, plan_comparison
 from mixing.leave_one_out import analyse_leave_one_out, plan_leave_one_out, write_leave_one_out
 from mixing.mixture import make_mixture, read_mixture
 from mixing.runs import ProxyResult, ProxyRun, ProxySettings, evaluation_steps, read_evaluation, run_proxies
-from probes.intervals import bits_per_byte
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
 from recipes.stages.training_setup import (
@@ -49,7 +53,24 @@ def proxy_settings(run: Run, *, checkpoints: int, test: bool = False) -> ProxySe
         context=recipe.probes.context,
         stride=recipe.probes.stride,
         keep="all" if checkpoints else "none",
+        target_tokens=recipe.final.tokens if recipe.proxy.match_repetition else None,
     )
+
+
+def mixture_budget(recipe: Recipe) -> int:
+    """The budget at which epochs are counted: the final training's where repetition is matched."""
+    return recipe.final.tokens if recipe.proxy.match_repetition else recipe.proxy.tokens
+
+
+def _make_runs(
+    run: Run, runs: Sequence[ProxyRun], settings: ProxySettings, folder: Path, about: str
+) -> list[ProxyResult]:
+    """Make proxy runs where the recipe wants them."""
+    executor = run.recipe.proxy.executor
+    if executor is None:
+        return run_proxies(runs, settings, folder, workers=run.workers, description=about)
+    with open_runner(executor.execution(run.workers)) as runner:
+        return run_proxies(runs, settings, folder, runner=runner, description=about)
 
 
 def uniform_weights(run: Run, sources: list[str] | None = None) -> dict[str, float]:
@@ -60,7 +81,7 @@ def uniform_weights(run: Run, sources: list[str] | None = None) -> dict[str, flo
         dict.fromkeys(chosen, 1.0),
         method="uniform",
         available_tokens={name: available[name] for name in chosen},
-        budget_tokens=run.recipe.proxy.tokens,
+        budget_tokens=mixture_budget(run.recipe),
         max_epochs=run.recipe.proxy.max_epochs,
     )
     return {name: mixture.weights.get(name, 0.0) for name in available}
@@ -87,7 +108,8 @@ def _estimate(recipe: Recipe, runs: int) -> Spent:
 def _data_settings(recipe: Recipe) -> dict[str, Any]:
     return {
         "model": recipe.model.model_dump(),
-        "proxy": recipe.proxy.model_dump(),
+        "proxy": recipe.proxy.model_dump(exclude={"executor"}),
+        "target": recipe.final.tokens if recipe.proxy.match_repetition else None,
         "vocabulary": recipe.tokenizer.vocabulary,
         "context": [recipe.probes.context, recipe.probes.stride],
         "sources": [[source.name, *source.capabilities] for source in recipe.sources],
@@ -108,13 +130,8 @@ def _proxy_runs(run: Run) -> Spent:
     # Influence asks the checkpoints of one run on the uniform mixture; the others keep none.
     plan.runs[None, first] = baseline = replace(plan.runs[None, first], keep="all")
     folder = run.path("proxy_runs")
-    results = run_proxies(
-        list(plan.runs.values()),
-        replace(proxy_settings(run, checkpoints=checkpoints), keep="none"),
-        folder,
-        workers=run.workers,
-        description="leave-one-out",
-    )
+    settings = replace(proxy_settings(run, checkpoints=checkpoints), keep="none")
+    results = _make_runs(run, list(plan.runs.values()), settings, folder, "leave-one-out")
     write_json(folder / "baseline.json", {"run_id": baseline.run_id, "seed": first})
     return spent_by(results)
 
@@ -143,11 +160,7 @@ def domain_run(run: Run, capability: str) -> ProxyRun:
 def _domain_models(run: Run) -> Spent:
     settings = proxy_settings(run, checkpoints=run.recipe.influence.checkpoints)
     runs = [domain_run(run, capability) for capability in run.recipe.capabilities]
-    return spent_by(
-        run_proxies(
-            runs, settings, run.path("domain_models"), workers=run.workers, description="domain models"
-        )
-    )
+    return spent_by(_make_runs(run, runs, settings, run.path("domain_models"), "domain models"))
 
 
 def _comparison(run: Run) -> Spent:
@@ -155,24 +168,26 @@ def _comparison(run: Run) -> Spent:
     mixtures: dict[str, dict[str, float]] = {
         name: read_mixture(run.path("mixtures", name, "mixture.json")).weights for name in settings.mixtures
     }
-    runs = plan_comparison(mixtures, settings.seeds)
-    folder = run.path("comparison")
+    return compare_mixtures(run, mixtures, settings.seeds, run.path("comparison"))
+
+
+def compare_mixtures(
+    run: Run, mixtures: Mapping[str, Mapping[str, float]], seeds: Sequence[int], folder: Path
+) -> Spent:
+    """Train mixtures with paired seeds into `folder`, and compare them on the test sets and on the probes."""
+    runs = plan_comparison(mixtures, seeds)
     shared = proxy_settings(run, checkpoints=0, test=True)
-    results = run_proxies(
-        list(runs.values()), shared, folder / "runs", workers=run.workers, description="comparing mixtures"
-    )
-    scores: dict[str, dict[str, dict[int, dict[str, float]]]] = {"test": {}, "probes": {}}
+    results = _make_runs(run, list(runs.values()), shared, folder / "runs", "comparing mixtures")
+    tables: dict[str, dict[str, dict[int, dict[str, pa.Table]]]] = {"test": {}, "probes": {}}
     for (name, seed), proxy in runs.items():
-        tables = read_evaluation(
-            folder / "runs", proxy.run_id, evaluation_steps(folder / "runs", proxy.run_id)[-1]
-        )
+        step = evaluation_steps(folder / "runs", proxy.run_id)[-1]
+        found = read_evaluation(folder / "runs", proxy.run_id, step)
         for kind, prefix in (("test", "test-"), ("probes", "")):
-            scores[kind].setdefault(name, {})[seed] = {
-                capability: bits_per_byte(tables[prefix + capability])
-                for capability in run.recipe.capabilities
+            tables[kind].setdefault(name, {})[seed] = {
+                capability: found[prefix + capability] for capability in run.recipe.capabilities
             }
-    write_json(folder / "comparison.json", compare(scores["test"], mixtures=mixtures))
-    write_json(folder / "on_probes.json", compare(scores["probes"], mixtures=mixtures))
+    write_json(folder / "comparison.json", compare_tables(tables["test"], mixtures=mixtures))
+    write_json(folder / "on_probes.json", compare_tables(tables["probes"], mixtures=mixtures))
     return spent_by(results)
 
 

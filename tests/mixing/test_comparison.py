@@ -11,7 +11,17 @@ from scipy import stats
 
 from curation.errors import DataError, RecipeError
 from mixing.comparison import compare, plan_comparison, run_comparison
-from mixing.paired import detectable_factor, holm, sign_flip_test, student_draws, t_interval, t_test
+from mixing.paired import (
+    crossed_bootstrap,
+    detectable_factor,
+    equivalence_test,
+    holm,
+    sign_flip_test,
+    student_draws,
+    t_interval,
+    t_test,
+)
+from mixing.predicted import predicted_against_realised, slope
 from tests.mixing.worlds import make_settings
 
 
@@ -127,3 +137,65 @@ def test_end_to_end_on_trained_models(tmp_path) -> None:
     row = next(r for r in result["differences"] if r["capability"] == "mean")
     assert row["mixture"] == "noisy" and min(row["per_seed"]) > 0 and row["p_sign_flip"] == 0.5
     assert json.loads((tmp_path / "comparison" / "comparison.json").read_text()) == result
+
+
+def test_equivalence_is_the_interval_inside_the_margin() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(50):
+        d = rng.normal(0.1, 1, 6)
+        low, high = t_interval(d, 0.9)
+        inside = max(abs(low), abs(high))
+        assert equivalence_test(d, inside * 1.001) < 0.05 < equivalence_test(d, inside * 0.999)
+    reference = max(
+        stats.ttest_1samp(d, -0.8, alternative="greater").pvalue,
+        stats.ttest_1samp(d, 0.8, alternative="less").pvalue,
+    )
+    assert equivalence_test(d, 0.8) == pytest.approx(reference)
+    assert equivalence_test([0.1], 1.0) is None
+    assert equivalence_test([-0.1, 0.1], 1.0) == pytest.approx(0.0317, abs=1e-4)
+
+
+def test_two_equal_mixtures_are_equivalent_and_not_only_not_separable() -> None:
+    scores = _scores(np.random.default_rng(8), seeds=5, effects={"uniform": 0.0, "same": 0.0}, noise=1e-4)
+    (row,) = [r for r in compare(scores)["differences"] if r["capability"] == "code"]
+    assert row["equivalent"] and row["verdict"] == "not separable"
+    assert "equivalent within" in row["text"]
+    far = _scores(np.random.default_rng(8), seeds=5, effects={"uniform": 0.0, "far": -0.1}, noise=1e-4)
+    assert not any(r["equivalent"] for r in compare(far)["differences"])
+
+
+def test_bootstrap_over_seeds_and_documents_holds_its_level() -> None:
+    """Crossed effects of seeds and documents, no difference: p below .1 in about a tenth of worlds, not more."""
+    rng = np.random.default_rng(9)
+    hits = 0
+    for world in range(150):
+        seeds, documents = 5, 40
+        nats = (
+            rng.normal(0, 3, (seeds, 1)) + rng.normal(0, 3, documents) + rng.normal(0, 3, (seeds, documents))
+        )
+        _, p = crossed_bootstrap(nats, np.full(documents, 100.0), seed=world, resamples=400)
+        hits += p <= 0.1
+    assert (
+        1 <= hits <= 150 * 0.1 + 3 * np.sqrt(150 * 0.09) + 4
+    )  # five seeds: a percentile bootstrap is a bit narrow
+    real = rng.normal(20, 1, (5, 40))
+    draws, p = crossed_bootstrap(real, np.full(40, 100.0), resamples=400)
+    assert p < 0.02 and draws.mean() == pytest.approx(20 / 100 / np.log(2), rel=0.03)
+    assert crossed_bootstrap(real[:1], np.full(40, 100.0), resamples=50)[1] == 1.0
+
+
+def test_predictions_stand_beside_what_was_realised() -> None:
+    scores = _scores(np.random.default_rng(5), seeds=5, effects={"uniform": 0.0, "good": -0.1}, noise=0.005)
+    losses = {
+        "uniform": {"code": (2.0, 1.9, 2.1), "knowledge": (2.0, 1.9, 2.1)},
+        "good": {"code": (1.8, 1.75, 1.85), "knowledge": (1.9, 1.85, 1.95)},
+    }
+    rows = predicted_against_realised(losses, scores)
+    assert [(r.mixture, r.capability) for r in rows] == [("good", "code"), ("good", "knowledge")]
+    assert rows[0].predicted == pytest.approx(-0.2) and rows[0].inside is False
+    assert rows[1].realised == pytest.approx(-0.1, abs=0.01) and rows[1].inside is True
+    assert slope(rows) == pytest.approx((0.2 * 0.1 + 0.1 * 0.1) / (0.2**2 + 0.1**2), rel=0.1)
+    changes = {"good": {"code": (-0.1, -0.12, -0.08)}}
+    assert predicted_against_realised(changes, scores)[0].inside is True
+    with pytest.raises(DataError, match="was not measured"):
+        predicted_against_realised({"good": {"law": (1.0, 0.9, 1.1)}}, scores)

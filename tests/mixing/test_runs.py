@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from curation.errors import RecipeError
-from mixing import runs
+from mixing import run_making
 from mixing.fit import read_proxy_table
 from mixing.runs import ProxyRun, evaluation_steps, read_evaluation, read_result, run_proxies
 from probes.capability import held_out_ids, read_probes
@@ -102,13 +102,13 @@ def test_finished_runs_are_not_repeated_and_workers_do_not_change_numbers(study,
 
 def test_runs_take_turns_on_the_devices_and_need_not_stay_there(study, tmp_path, monkeypatch) -> None:
     _, settings, _ = study
-    real, used = runs.train, []
+    real, used = run_making.train, []
 
     def noted(model, order, train_settings, *given, **named):
         used.append(train_settings.device)
         return real(model, order, replace(train_settings, device="cpu"), *given, **named)
 
-    monkeypatch.setattr(runs, "train", noted)
+    monkeypatch.setattr(run_making, "train", noted)
     few = [replace(RUNS[2], run_id=name) for name in ("x", "y", "z")]
     run_proxies(few, settings, tmp_path / "runs", workers=0, devices=("cuda:0", "cuda:1"))
     assert used == ["cuda:0", "cuda:1", "cuda:0"]

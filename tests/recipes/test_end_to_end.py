@@ -181,3 +181,46 @@ def test_a_step_of_the_training_is_listed_with_ranks_and_texts(finished: Path) -
     assert "Rank" in shown.stdout and all(len(line) <= 80 for line in shown.stdout.splitlines())
     rows = json.loads(mixwright("data", "show", str(finished), "--step", "0", "--json").stdout)
     assert all(document["text"] for row in rows for document in row["documents"])
+
+
+def test_given_mixtures_are_compared_with_uniform(finished: Path) -> None:
+    recipe = str(finished.parent / "miniature.yaml")
+    given = ("--mixtures", f"mine={finished / 'mixtures' / 'influence' / 'mixture.json'}")
+    seeds = ("--seed", "7", "--seed", "8")
+    result = mixwright("compare", recipe, "--out", str(finished), *given, *seeds, "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["seeds"] == [7, 8] and set(record["mixtures"]) == {"uniform", "mine"}
+    assert {row["mixture"] for row in record["differences"]} == {"mine"}
+    assert all(0 <= row["p_bootstrap"] <= 1 for row in record["differences"] if "p_bootstrap" in row)
+    made = [path.stat().st_mtime_ns for path in Path(record["folder"]).glob("runs/*/result.json")]
+    again = mixwright("compare", recipe, "--out", str(finished), *given, *seeds)
+    assert "equivalent" in again.stdout or "not separable" in again.stdout or "better" in again.stdout
+    assert [path.stat().st_mtime_ns for path in Path(record["folder"]).glob("runs/*/result.json")] == made
+    nameless = mixwright("compare", recipe, "--out", str(finished), "--mixtures", "uniform=x.json")
+    assert nameless.returncode == 2 and "no name of its own" in nameless.stderr
+
+
+def test_compression_between_pretraining_and_post_training(finished: Path) -> None:
+    recipe = str(finished.parent / "miniature.yaml")
+    without = mixwright("compress", recipe, "--out", str(finished))
+    assert without.returncode == 2 and "no `compression` block" in without.stderr
+    block = {
+        "rounds": 1,
+        "tokens": 1024,
+        "sequence_tokens": 64,
+        "batch_sequences": 4,
+        "context": 64,
+        "documents_per_source": 4,
+        "probe_documents": 4,
+        "least_positive": 0,
+        "gathered": 0,
+    }
+    settings = [text for key, value in block.items() for text in ("--set", f"compression.{key}={value}")]
+    result = mixwright("compress", recipe, "--out", str(finished), *settings, "--json")
+    assert result.returncode == 0, result.stderr[-2000:]
+    arms = json.loads(result.stdout)["arms"]
+    assert set(arms) == {"compressed", "original"}
+    assert (finished / "training" / "compression" / "model" / "model.safetensors").is_file()
+    shown = mixwright("compress", recipe, "--out", str(finished), *settings)
+    assert "Tokens kept" in shown.stdout and max(map(len, shown.stdout.splitlines())) <= 80
