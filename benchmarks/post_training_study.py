@@ -190,8 +190,8 @@ def report(outcomes: Sequence[Outcome], seconds: float) -> str:
 
 `python -m benchmarks.post_training_study`: {small_model().parameters():,} parameters, chains of {STEPS[0]} to
 {STEPS[1]} sums modulo seven, {PROBLEMS} held-out problems answered once at temperature 1, {seeds} seeds that chose no
-setting; brackets are 95 % over seeds and problems. {seconds:.0f} CPU-seconds in all, one thread. Tokens and FLOPs are those of a
-seed, all steps of the pipeline together. {machine("torch")}.
+setting; brackets are 95 % over seeds and problems. {seconds:.0f} CPU-seconds in all, one thread. Tokens and FLOPs are
+those of a seed, all steps of the pipeline together. {machine("torch")}.
 """
     return "\n".join((intro, table(header, rows), "\n".join(f"* {line}" for line in findings(named)), ""))
 
