@@ -115,13 +115,15 @@ def run(request: MatrixRequest, model: Path, out: Path) -> list[Outcome]:
 def _plan(values: Mapping[str, Any], where: str) -> MatrixPlan:
     base = MatrixPlan()
     records = ("sft", "rl", "teaching", "keep", "lead", "rollout")
-    said = {name: changed(getattr(base, name), _block(values, name, where), name) for name in records}
+    said: dict[str, Any] = {
+        name: changed(getattr(base, name), _block(values, name, where), name) for name in records
+    }
     budget = (
         changed(said["rollout"], _block(values, "budget", where), "budget") if "budget" in values else None
     )
     if budget is not None and not isinstance(budget, RolloutSettings):
         raise RecipeError("budget is no block of settings", where=where, remedy="Give thinking_tokens")
-    blocks = {name: _block(values, name, where) for name in ("gkd", "distillation")}
+    blocks: dict[str, Any] = {name: _block(values, name, where) for name in ("gkd", "distillation")}
     return MatrixPlan(
         **said, **blocks, budget=budget, teacher=values.get("teacher"), own=_block(values, "steps", where)
     )

@@ -152,10 +152,10 @@ def check_lessons(distillation: Mapping[str, Distillation], order: object) -> No
     """Raise RecipeError for a lesson that cannot be, or for a phase that the order has not."""
     if not distillation:
         return
-    is_data = isinstance(order, DataOrder)
-    phases = (
-        [phase.name for phase in order.schedule.phases] if is_data else list(getattr(order, "phases", ()))
-    )
+    if isinstance(order, DataOrder):
+        phases = [phase.name for phase in order.schedule.phases]
+    else:
+        phases = list(getattr(order, "phases", ()))
     for name, settings in distillation.items():
         if name not in phases:
             raise RecipeError(
@@ -164,7 +164,7 @@ def check_lessons(distillation: Mapping[str, Distillation], order: object) -> No
                 remedy=f"The phases are {', '.join(phases)}" if phases else "Use an order with phases",
             )
         check_distillation(name, settings)
-        if not is_data and settings.cache != "none":
+        if not isinstance(order, DataOrder) and settings.cache != "none":
             raise RecipeError(
                 "Only token files have caches of what a teacher says; chats and rollouts ask it on every batch",
                 where="distillation.cache",

@@ -229,7 +229,7 @@ def _opening_of(tokenizer: Any) -> str:
 
 
 def _chat(row: dict[str, Any], answer: dict[str, Any], opening: str, teacher: str) -> dict[str, Any]:
-    prompt = row.get("prompt", row.get("question"))
+    prompt: Any = row.get("prompt", row.get("question"))
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     messages = [*before, {"role": "assistant", "content": opening + answer["text"]}]
     added = {"messages": messages, "teacher": teacher, "tokens": answer["tokens"]}
