@@ -51,12 +51,14 @@ def main() -> None:
         curating,
         evaluating,
         exporting,
+        fitting,
         hybrids,
         machine,
         mixing,
         post_training,
         running,
         training,
+        tuning,
     )
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.

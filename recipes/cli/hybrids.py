@@ -86,7 +86,7 @@ def gkd(
     as_json: JsonOption = False,
 ) -> None:
     """Distil a teacher into a model on the model's own answers: on-policy distillation."""
-    from recipes.cli.training import _print_result
+    from recipes.cli.tuning import _print_result
     from recipes.matrix_plan import changed
     from recipes.stages.training_setup import one_thread
     from training.budgets import RolloutSettings
