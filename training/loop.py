@@ -17,6 +17,7 @@ from training.checkpoint import (
     gather_tensors,
     list_checkpoints,
     load_checkpoint_model,
+    new_model,
     refuse_other_settings,
     remove_checkpoint,
     restore_checkpoint,
@@ -28,7 +29,7 @@ from training.gradient_sum import GradientSum
 from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_optimizer
-from training.order import DataOrder, Order
+from training.order import Order
 from training.prefetch import BatchesAhead
 from training.recomputation import recompute_layers
 from training.result import TrainResult, read_result, write_result
@@ -90,7 +91,7 @@ def train(
             return read_result(out)
         stop = held.enter_context(stop_requests())
         run = _begin(out, model_config, settings, described, init_from, ranks)
-        if settings.distillation and isinstance(order, DataOrder):  # check_settings refuses others
+        if settings.distillation:
             run.lessons = open_lessons(
                 settings.distillation,
                 order,
@@ -219,7 +220,7 @@ def _begin(
     """The run as its last checkpoint left it, or before its first update."""
     device = choose_device(settings.device, ranks)
     saved = ranks.from_main(lambda: _saved(out))
-    model = Decoder(model_config)
+    model = new_model(model_config)
     if not saved and init_from is None:
         model.init_weights(settings.seed)
     elif not saved and init_from is not None:

@@ -51,11 +51,16 @@ def main() -> None:
         curating,
         evaluating,
         exporting,
+        fitting,
+        hybrids,
+        influencing,
         machine,
         mixing,
         post_training,
         running,
+        speed,
         training,
+        tuning,
     )
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.

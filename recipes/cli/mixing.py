@@ -1,53 +1,12 @@
-"""Commands about mixtures: influence, loo, fit, compare."""
+"""`mixwright loo`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from curation.errors import RecipeError
 from recipes.cli import app
-from recipes.cli.output import JsonOption, SetOption, print_json, print_table, say
+from recipes.cli.output import JsonOption, SetOption, print_json, print_table
 from recipes.cli.running import OutOption, RecipeArgument, execute
-
-
-@app.command()
-def influence(
-    model: Annotated[str, typer.Option("--model", help="A Hugging Face folder or id.")],
-    samples: Annotated[Path, typer.Option("--samples", help="Documents to be scored.")],
-    probe: Annotated[
-        list[str], typer.Option("--probe", metavar="NAME=FILE", help="A probe set; repeatable.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Table to write, .parquet.")],
-    preconditioner: Annotated[str, typer.Option(help="identity, adam, datainf or ekfac.")] = "identity",
-    context: Annotated[int, typer.Option(help="Tokens of each document that are read.")] = 1024,
-    as_json: JsonOption = False,
-) -> None:
-    """How much each document of a file would lower a model's loss on each probe."""
-    from mixing.influence import InfluenceSettings, score_files
-    from mixing.influence.weights import densities
-
-    probes = dict(_pair(text) for text in probe)
-    settings = InfluenceSettings(preconditioner=preconditioner, context=context)  # type: ignore[arg-type]
-    table = score_files(model, samples, probes, preconditioner, out, settings)  # type: ignore[arg-type]
-    rows = []
-    for name in probes:
-        chosen = table.filter([value == name for value in table["capability"].to_pylist()])
-        rows += [
-            {"source": source, "probe": name, "benefit": value}
-            for source, value in sorted(densities(chosen).items())
-        ]
-    if as_json:
-        print_json({"out": str(out), "documents": table.num_rows // len(probes), "benefit_per_token": rows})
-        return
-    print_table(
-        "Mean benefit, weighted by tokens (positive lowers the loss)",
-        rows,
-        {"source": "Source", "probe": "Probe", "benefit": "Benefit"},
-    )
-    say(f"  Every document: {out}")
 
 
 @app.command()
@@ -72,48 +31,3 @@ def loo(
         list(rows.values()),
         {"source": "Source"} | {name: name.capitalize() for name in capabilities},
     )
-
-
-@app.command()
-def fit(
-    ratios: Annotated[Path, typer.Option("--ratios", help="ratios.csv: the mixture of each proxy run.")],
-    metrics: Annotated[Path, typer.Option("--metrics", help="metrics.csv: the losses of each proxy run.")],
-    out: Annotated[Path, typer.Option("--out", help="The mixture.json to write.")],
-    method: Annotated[str, typer.Option("--method", help="How to find the mixture.")] = "gaussian-process",
-    seed: int = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """A mixture from anybody's proxy runs."""
-    from mixing.fit import fit_mixture
-    from mixing.mixture import mixture_json, write_mixture
-
-    mixture = fit_mixture(ratios, metrics, method, seed=seed)
-    write_mixture(out, mixture)
-    if as_json:
-        print_json(mixture_json(mixture))
-        return
-    rows = [
-        {
-            "source": name,
-            "weight": weight,
-            "low": mixture.intervals[name][0] if mixture.intervals else None,
-            "high": mixture.intervals[name][1] if mixture.intervals else None,
-        }
-        for name, weight in sorted(mixture.weights.items(), key=lambda item: -item[1])
-    ]
-    print_table(
-        f"Mixture by {mixture.method}",
-        rows,
-        {"source": "Source", "weight": "Weight", "low": "Low", "high": "High"},
-    )
-    for note in mixture.notes:
-        say(f"  {note}")
-
-
-def _pair(text: str) -> tuple[str, Path]:
-    name, equals, file = text.partition("=")
-    if not equals or not name or not file:
-        raise RecipeError(
-            f"`--probe {text}` is not of the form NAME=FILE", remedy="For example --probe code=code.jsonl"
-        )
-    return name, Path(file)
