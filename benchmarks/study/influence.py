@@ -21,8 +21,8 @@ from benchmarks.study.corpora import CAPABILITIES, Corpora
 from benchmarks.study.shape import StudyShape
 from curation.atomic import replacing
 from curation.documents import read_documents
+from mixing.influence import choose_samples
 from mixing.influence.adapters import adapt, scoring
-from mixing.influence.checkpoints import choose_samples
 from mixing.influence.datainf import datainf_directions
 from mixing.influence.directions import PRECONDITIONERS, load_adam_moments, probe_directions
 from mixing.influence.documents import BatchPlan, SampleDocument, spread_over_sources

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from benchmarks.study.corpora import CAPABILITIES, Corpora
 from benchmarks.study.influence import Benefits, load_benefits
+from benchmarks.study.joined import posterior_weights
 from benchmarks.study.runs import finished, probe_losses, uniform
 from benchmarks.study.shape import StudyShape
 from curation.atomic import read_json, write_json, write_text
@@ -29,7 +30,7 @@ from mixing.influence.weights import densities
 from mixing.leave_one_out import loo_weights
 
 TRUST_STEP = 1.0
-SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix", "posterior")
+SURROGATES = ("best-of-n", "log-linear", "gaussian-process", "regmix")
 
 Weights = dict[str, float]
 
@@ -94,8 +95,20 @@ def _methods(
         if name in METHODS:
             found[name] = (partial(_fitted, write_swarm(out, shape), name), total["random"] + one_uniform)
     everything = partial(_fitted, write_swarm(out, shape, left_out=True), "gaussian-process")
-    found["gaussian-process-all-runs"] = everything, total["random"] + total["uniform"] + total["loo"]
+    all_runs = total["random"] + total["uniform"] + total["loo"]
+    found["gaussian-process-all-runs"] = everything, all_runs
+    found["posterior"] = lambda: _joined(out, shape, scored, own), all_runs + spent[own]
     return found
+
+
+def _joined(out: Path, shape: StudyShape, scored: list[Benefits], reference: str) -> Weights:
+    """Everything in one posterior; influence at the uniform proxy, plain."""
+    rows = [b for b in scored if b.reference == reference]
+    benefits = {
+        c: densities(joint_benefit(pa.concat_tables([benefit_rows(b, c, "identity", False) for b in rows])))
+        for c in CAPABILITIES
+    }
+    return posterior_weights(write_swarm(out, shape), left_out_effects(out, shape), benefits)
 
 
 def _proportional(corpora: Corpora) -> Weights:

@@ -36,7 +36,7 @@ from training.settings import TrainSettings
 
 GROUPS = ("reference", "proxies", "target", "truth", "longer")
 TRUNK_SEED = 100
-LONGER = ("uniform", "gaussian-process", "influence-paper", "influence-uniform", "leave-one-out")
+LONGER = ("uniform", "gaussian-process", "influence-paper", "influence-uniform")
 LONGER_STEPS, LONGER_SEEDS = 3, 4
 PHASES = ("reference", "proxies", "influence", "target", "truth", "longer")
 
