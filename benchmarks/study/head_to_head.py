@@ -176,7 +176,8 @@ def write_comparison(out: Path, shape: StudyShape, results: Path) -> None:
         ]
     )
     write_text(results / "head_to_head.md", text)
-    write_text(results / "head_to_head.csv", score_csv(scores["test"], "test"))
+    rows_of_longer = score_csv(longer, "test longer").split("\n", 1)[1] if longer else ""
+    write_text(results / "head_to_head.csv", score_csv(scores["test"], "test") + rows_of_longer)
     print(text)
 
 
