@@ -90,10 +90,11 @@ class InfluenceSettings(Settings):
     """A published protocol by name sets every field below that it speaks of and that is not given here:
     `mobilellm-r1` is the paper's, `automixer` the one that it refers to. `mixwright` is this list of defaults."""
     references: list[Literal["domain_models", "uniform_proxy"]] = Field(
-        default=["domain_models", "uniform_proxy"], min_length=1
+        default=["uniform_proxy"], min_length=1
     )
-    """Models whose checkpoints are asked: `domain_models` is the paper's protocol; `uniform_proxy` asks one model
-    trained on the uniform mixture, as section 6 of the paper does in mid-training."""
+    """Models whose checkpoints are asked: `uniform_proxy` is one model trained on the uniform mixture, as in section 6
+    of the paper; `domain_models` is the paper's protocol for pre-training, which predicted retraining worse and paid
+    for noise (docs/fidelity.md)."""
     choose: Literal["auto", "domain", "domain, bounded step", "uniform", "uniform, bounded step"] = "auto"
     """Which weights make the mixture: Eq. 6 at the domain models (`domain`) or at the uniform proxy (`uniform`), or a
     bounded step from the uniform mixture. `auto`: of those that keep every source without a capability below its

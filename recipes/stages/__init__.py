@@ -50,6 +50,8 @@ def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
     absent = {name for name in ("sft", "grpo") if getattr(recipe.post_training, name) is None}
     if recipe.compression is None:
         absent.add("compression")
+    if "domain_models" not in recipe.influence.references:
+        absent.add("domain_models")
     wanted = set(STAGES) if goal is None else _needed(goal)
     return [stage for name, stage in STAGES.items() if name in wanted - absent]
 
