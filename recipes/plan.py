@@ -70,9 +70,7 @@ def plan_final(recipe: Recipe) -> dict[str, Any]:
     from training.training_plan import plan_training
 
     with one_thread():
-        plan = plan_training(
-            model_config(recipe), final_settings(recipe.final), ranks=recipe.final.processes
-        )
+        plan = plan_training(model_config(recipe), final_settings(recipe.final), ranks=recipe.final.processes)
     memory = plan.memory
     parts = ("weights", "gradients", "moments", "mean", "activations", "working", "peak")
     return {

@@ -248,8 +248,8 @@ class FinalSettings(OptimisationSettings):
     evaluations: int = Field(default=4, ge=0)
     """Evenly spaced moments at which probe losses and RankMe are measured, the last included; 0 = none."""
     processes: Count = 1
-    """Ranks on this machine that train together, a GPU each where there are GPUs; must divide `batch_sequences`. Weights
-    are those of one process up to rounding, and the number may change when a killed run goes on."""
+    """Ranks on this machine that train together, a GPU each where there are GPUs; must divide `batch_sequences`. The
+    weights are those of one process up to rounding, and the number may change when a killed run goes on."""
     phases: list[FinalPhase] = Field(
         default=[
             FinalPhase(name="broad", share=0.6, mixture="uniform"),

@@ -43,9 +43,13 @@ def make_run(folder: Path, *overrides: str) -> Run:
     save_tokenizer(tokenizer, run.path("tokenizer", "model"))
     names = [source.name for source in run.recipe.sources]
     for name in names:
-        write_tokens([(f"{name}{n}", text) for n, text in enumerate(texts)], tokenizer, run.path("tokens", name), name)
+        write_tokens(
+            [(f"{name}{n}", text) for n, text in enumerate(texts)], tokenizer, run.path("tokens", name), name
+        )
     write_probes(run.path("probes"), {"code": [Document("p", texts[0], "s")]})
-    write_mixture(run.path("mixtures", "uniform", "mixture.json"), Mixture({name: 1 / len(names) for name in names}))
+    write_mixture(
+        run.path("mixtures", "uniform", "mixture.json"), Mixture({name: 1 / len(names) for name in names})
+    )
     run.path("recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     return run
 
@@ -112,7 +116,8 @@ def test_an_error_of_a_rank_is_noted_and_raised_as_itself(
 
 def test_the_number_of_processes_is_no_part_of_the_stages_key(tmp_path: Path) -> None:
     one, two = (
-        open_run(miniature_recipe(tmp_path), tmp_path / "run", [f"final.processes={n}"]).recipe for n in (1, 2)
+        open_run(miniature_recipe(tmp_path), tmp_path / "run", [f"final.processes={n}"]).recipe
+        for n in (1, 2)
     )
     assert one.final != two.final and PRETRAIN.settings(one) == PRETRAIN.settings(two)
 

@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path, monkeypatch: pytes
 
 def test_nothing_left_to_train_on_is_a_sentence(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", "prose", [sentence(1), sentence(2)], [sentence(1), sentence(2)])
-    with pytest.raises(DataError, match="Nothing is left to train on.*source prose"):
+    with pytest.raises(DataError, match=r"Nothing is left to train on.*source prose"):
         probing._tokenize_one((run, "prose"), lambda count=1: None)
 
 

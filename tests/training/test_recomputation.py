@@ -94,7 +94,10 @@ def test_a_compiled_model_has_the_same_gradients():
 def test_what_the_compiler_cannot_do_is_a_sentence():
     from torch._inductor.exc import CppCompileError
 
-    with pytest.raises(MachineError, match=r"torch.compile has failed.*or set compile to none"), compiler_errors():
+    with (
+        pytest.raises(MachineError, match=r"torch.compile has failed.*or set compile to none"),
+        compiler_errors(),
+    ):
         raise CppCompileError(["g++"], "invalid ELF header")
     with pytest.raises(ZeroDivisionError), compiler_errors():
         1 / 0  # noqa: B018
