@@ -130,10 +130,10 @@ class FusedLayer(torch.autograd.Function):
         g_in = torch.empty(gate.shape[0], 2 * gate.shape[1], dtype=gate.dtype)
         g_gate, g_up = g_in.chunk(2, -1)
         torch.mul(g_product, silu, out=g_up)
-        torch.ops.aten.silu_backward.grad_input(g_product.mul_(up), gate, grad_input=g_gate)
+        g_gate.copy_(torch.ops.aten.silu_backward(g_product.mul_(up), gate))
         g_folded = g_in.T @ unit2
         g_w_in, g_gain2 = _unfold(g_folded, w_in, gain2)
-        wide = _unit_rms_backward(g_in @ narrow_in, unit2, scale2).add_(wide)
+        wide = wide + _unit_rms_backward(g_in @ narrow_in, unit2, scale2)
         # Attention.
         narrow = wide.to(shape.dtype)
         g_o = narrow.T @ mixed
@@ -141,7 +141,7 @@ class FusedLayer(torch.autograd.Function):
         g_qkv = turned_backward(g_qk, g_value, qk, scale_qk, turn, shape)
         g_folded = g_qkv.T @ unit1
         g_w_qkv, g_gain1 = _unfold(g_folded, w_qkv, gain1)
-        wide = _unit_rms_backward(g_qkv @ narrow_qkv, unit1, scale1).add_(wide)
+        wide = wide + _unit_rms_backward(g_qkv @ narrow_qkv, unit1, scale1)
 
         head, keys = shape.head_dim, shape.kv_heads * shape.head_dim
         g_q, g_k, g_v = g_w_qkv.split((shape.groups * shape.kv_heads * head, keys, keys))
