@@ -1,4 +1,4 @@
-"""The final training on several processes of this machine: torchrun starts ranks, and each runs this module.
+"""The final training on several processes of this machine: torchrun starts ranks, each runs `rank_entry`.
 
 The stage itself stays one process. It holds the run folder's lock, writes the stage's record and waits; the ranks
 read the recipe that is kept in the folder and meet in `training.loop.train`.
@@ -7,16 +7,14 @@ read the recipe that is kept in the folder and meet in `training.loop.train`.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import NoReturn
 
-from curation.atomic import read_json, write_json
+from curation.atomic import read_json
 from curation.errors import DataError, MachineError, MixwrightError, RecipeError
 from recipes.pipeline import Run
 from training.result import TrainResult, read_result
@@ -34,7 +32,7 @@ def train_on_ranks(run: Run) -> TrainResult:
     """
     with tempfile.TemporaryDirectory() as notes, stop_requests() as stop:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(run.recipe.final.processes), "-m", "recipes.stages.final_ranks"]
+        command += ["--nproc-per-node", str(run.recipe.final.processes), "-m", "recipes.stages.rank_entry"]
         command += [str(run.folder.resolve()), notes, str(os.getpid())]
         # A session of their own: Ctrl-C reaches them through here alone, and once. A second signal would kill.
         with subprocess.Popen(
@@ -60,37 +58,3 @@ def train_on_ranks(run: Run) -> TrainResult:
 def _raise(noted: dict[str, str]) -> NoReturn:
     kind = _ERRORS.get(noted["kind"], MixwrightError)
     raise kind(noted["what"], where=noted["where"], remedy=noted["remedy"])
-
-
-def main(folder: str, notes: str, starter: str) -> int:
-    """One rank. Its error is left in `notes` for the starter: torchrun would print a page and drop the sentence."""
-    from recipes.execute import open_run
-    from recipes.stages.final import train_final
-
-    threading.Thread(target=_stop_without, args=(int(starter),), daemon=True).start()
-    try:
-        train_final(open_run(Path(folder) / "recipe.yaml", Path(folder)))
-    except MixwrightError as error:
-        noted = {
-            "kind": type(error).__name__,
-            "what": error.what,
-            "where": error.where,
-            "remedy": error.remedy,
-        }
-        write_json(Path(notes) / f"rank-{os.environ['RANK']}.json", noted)
-    return 0
-
-
-def _stop_without(starter: int) -> None:
-    """Ask this process to stop when the process `starter` is gone."""
-    while True:
-        try:
-            os.kill(starter, 0)
-        except OSError:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(1.0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -19,7 +19,7 @@ from probes.capability import write_probes
 from recipes.execute import open_run
 from recipes.load import dump_recipe
 from recipes.pipeline import Run
-from recipes.stages import final_ranks
+from recipes.stages import final_ranks, rank_entry
 from recipes.stages.final import PRETRAIN, _pretrain
 from recipes.training_settings import FinalSettings
 from tests.recipes.miniature import miniature_recipe
@@ -109,7 +109,7 @@ def test_an_error_of_a_rank_is_noted_and_raised_as_itself(
     run = make_run(tmp_path / "few", "final.processes=2")
     run.path("tokens", run.recipe.sources[0].name, "tokens-00000.bin").write_bytes(b"")
     monkeypatch.setenv("RANK", "1")
-    assert final_ranks.main(str(run.folder), str(tmp_path), str(os.getpid())) == 0
+    assert rank_entry.main(str(run.folder), str(tmp_path), str(os.getpid())) == 0
     with pytest.raises(DataError, match="tokens-00000"):
         final_ranks._raise(read_json(tmp_path / "rank-1.json"))
 

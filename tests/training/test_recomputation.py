@@ -81,7 +81,8 @@ def test_compiled_layers_have_the_same_gradients():
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_has_the_same_gradients():
+def test_a_compiled_model_has_the_same_gradients(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cache that no killed process has spoilt
     model = Decoder(CONFIG).init_weights(0)
     wanted = gradients(model)
     compile_model(model, "model")
