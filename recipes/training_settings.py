@@ -248,6 +248,9 @@ class FinalSettings(OptimisationSettings):
     seed: int = 7
     evaluations: int = Field(default=4, ge=0)
     """Evenly spaced moments at which probe losses and RankMe are measured, the last included; 0 = none."""
+    processes: Count = 1
+    """Ranks on this machine that train together, a GPU each where there are GPUs; must divide `batch_sequences`. The
+    weights are those of one process up to rounding, and the number may change when a killed run goes on."""
     phases: list[FinalPhase] = Field(
         default=[
             FinalPhase(name="broad", share=0.6, mixture="uniform"),
@@ -255,6 +258,14 @@ class FinalSettings(OptimisationSettings):
         ],
         min_length=1,
     )
+
+    @model_validator(mode="after")
+    def _processes_share_evenly(self) -> FinalSettings:
+        if self.batch_sequences % self.processes:
+            raise ValueError(
+                f"`processes` ({self.processes}) must divide `batch_sequences` ({self.batch_sequences})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares_are_whole(self) -> FinalSettings:
