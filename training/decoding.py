@@ -71,7 +71,9 @@ class PackedLayer:
         self.qkv = PackedLinear(torch.cat([weight for weight, _ in parts]), dtype, bias)
         self.out = PackedLinear(attention.o_proj.weight, dtype)
         gain = layer.post_attention_layernorm.weight
-        self.gate_up = PackedLinear(torch.cat((mlp.gate_proj.weight * gain, mlp.up_proj.weight * gain)), dtype)
+        self.gate_up = PackedLinear(
+            torch.cat((mlp.gate_proj.weight * gain, mlp.up_proj.weight * gain)), dtype
+        )
         self.down = PackedLinear(mlp.down_proj.weight, dtype)
         self.gains: Tensor | None = None
         if attention.config.qk_norm == "rms_before_rope":
@@ -142,7 +144,9 @@ class PackedRows:
         self.keys, self.values = (part.to(weights.dtype).contiguous() for part in (keys, values))
         self.lengths = lengths.tolist()
         slots = torch.arange(keys.shape[3])
-        self.padding = (slots >= lengths[:, None])[:, None, None] if bool((lengths < len(slots)).any()) else None
+        self.padding = (
+            (slots >= lengths[:, None])[:, None, None] if bool((lengths < len(slots)).any()) else None
+        )
         self.prompts = [prompt for prompt in range(len(self.lengths)) for _ in range(replicas)]
         model = weights.model
         width = torch.promote_types(weights.model.output_weight.dtype, torch.float32)
@@ -192,7 +196,9 @@ class PackedRows:
         qk = qkv[:, : heads + kv].to(x.dtype)
         if layer.gains is not None:
             qk = _unit_rms(qk, config.norm_eps) * layer.gains
-        qk = torch.view_as_real(torch.view_as_complex(qk.contiguous().unflatten(-1, (-1, 2))) * turn).flatten(-2)
+        qk = torch.view_as_real(torch.view_as_complex(qk.contiguous().unflatten(-1, (-1, 2))) * turn).flatten(
+            -2
+        )
         if config.qk_norm == "l2_after_rope":
             qk = _unit_rms(qk, config.norm_eps)
         keys, values = self.own[:, index, :rows]
@@ -200,11 +206,15 @@ class PackedRows:
         values[:, :, t] = qkv[:, heads + kv :]
         query = qk[:, :heads].to(self.weights.dtype).reshape(rows * kv, heads // kv, size)
         own = _scores(query, keys[:, :, : t + 1].flatten(0, 1), size)
-        shared = self._to_rows(_scores(self._to_prompts(query), self._prompt(self.keys, index), size, self.padding))
+        shared = self._to_rows(
+            _scores(self._to_prompts(query), self._prompt(self.keys, index), size, self.padding)
+        )
         shares = torch.cat((shared, own), -1)
         shares = shares.softmax(-1, dtype=x.dtype).to(self.weights.dtype)
         split = shared.shape[-1]
-        mixed = self._to_rows(torch.bmm(self._to_prompts(shares[..., :split]), self._prompt(self.values, index)))
+        mixed = self._to_rows(
+            torch.bmm(self._to_prompts(shares[..., :split]), self._prompt(self.values, index))
+        )
         mixed = torch.baddbmm(mixed, shares[..., split:], values[:, :, : t + 1].flatten(0, 1))
         return x + layer.out(mixed.view(rows, heads * size))
 
@@ -218,7 +228,9 @@ class PackedRows:
         """[n kv, groups, *] of rows -> [P kv, most groups, *]: the rows of a prompt side by side."""
         if self.apart:
             return x
-        return x.reshape(len(x), -1)[self.gather].view(self.keys.shape[1] * self.keys.shape[2], -1, x.shape[-1])
+        return x.reshape(len(x), -1)[self.gather].view(
+            self.keys.shape[1] * self.keys.shape[2], -1, x.shape[-1]
+        )
 
     def _to_rows(self, x: Tensor) -> Tensor:
         """The way back from `_to_prompts`."""
