@@ -1,8 +1,8 @@
 """Rollouts: what the model answers to a prompt, token by token, with budgets for thought and answer.
 
 An own decoding loop. Each prompt is read once and its cache shared by its replicas (on a CPU literally, see
-training.decoding; elsewhere a copy of it); rows that have finished are dropped, so that ragged lengths cost what they hold; the random
-number of a token depends on (seed, step, prompt, replica, position) alone (training.sampling).
+training.decoding; elsewhere a copy of it); rows that have finished are dropped, so that ragged lengths cost what
+they hold; the random number of a token depends on (seed, step, prompt, replica, position) alone (training.sampling).
 
 Budgets (Elastic Reasoning, arXiv 2505.05315, with exact masks): a thought that has not closed after T tokens
 is closed by forcing the closing string, and the answer then gets up to S tokens, on the same cache. Forced
