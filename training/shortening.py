@@ -125,7 +125,7 @@ def shorten(
         tokens_before=sum(lengths),
         tokens_after=after,
         thresholds=bounds if how.condition else None,
-        levels={name: count for name, count in levels.items()} if how.condition else {},
+        levels=dict(levels.items()) if how.condition else {},
     )
     return found, report
 
