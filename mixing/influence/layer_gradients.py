@@ -264,7 +264,7 @@ def _own_gradients(
             _Bare(layer, apply), {f"layer.{n}": w for n, w in weights.items()}, args, kwargs
         )
 
-    _, back = vjp(run, at)
+    back = vjp(run, at)[1]
     parts = []
     for row in range(len(gradient)):
         only = torch.zeros_like(gradient)
