@@ -6,22 +6,30 @@ For a layer with gradients g_1 ... g_n of n training documents and damping lambd
             =  1/(n lambda) sum_i [ v - (v.g_i) / (lambda + |g_i|^2) g_i ],
 
 the mean of the inverses in place of the inverse of the mean; lambda = 0.1 (n d)^-1 sum_i |g_i|^2 with d the
-number of the layer's entries (AutoMixer's and DataInf's own choice). Two passes over the documents, one
-gradient alive at a time, shared by all probes. Example, one layer of one entry, g = 2, lambda = 1, v = 10:
+number of the layer's entries (AutoMixer's and DataInf's own choice). Two passes over the documents, shared by
+all probes; no gradient of a whole document is made where the model's layers are known
+(mixing.influence.layer_gradients). Example, one layer of one entry, g = 2, lambda = 1, v = 10:
 10 - 20 / 5 * 2 = 2 = 10 / (4 + 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
 
 from curation.errors import DataError
 from mixing.influence.adapters import LossAdapter, scoring
 from mixing.influence.documents import BatchPlan, Tokenized
 from mixing.influence.explicit import document_gradients
-from mixing.influence.scorers import Vectors
+from mixing.influence.layer_gradients import LayerGradients
+from mixing.influence.scorers import UnknownLayerError, Vectors
 
 DATAINF_DAMPING = 0.1
+BATCH_TOKENS = 256  # a batch of long documents is one document: what is kept of a pass stays small
+SMALLEST = 1e-300  # in place of a zero that is divided by: the products over it are zeros, too
 
 
 def datainf_directions(
@@ -39,7 +47,12 @@ def datainf_directions(
             DataInf
     """
     plan = BatchPlan(
-        curvature, context=context, windows="first", reduction="mean", batch_tokens=1, device=adapter.device
+        curvature,
+        context=context,
+        windows="first",
+        reduction="mean",
+        batch_tokens=BATCH_TOKENS,
+        device=adapter.device,
     )
     names = sorted({n for vectors in gradients.values() for n in vectors})
     entries: dict[str, int] = {}
@@ -48,11 +61,21 @@ def datainf_directions(
             vectors[name].numel() for vectors in gradients.values() if name in vectors
         )
     with scoring(adapter):
-        norms, count = dict.fromkeys(entries, 0.0), 0
-        for gradient in document_gradients(adapter, plan, names):
-            for key, value in _by_layer(gradient, gradient, layer).items():
-                norms[key] += value
-            count += 1
+        try:
+            source: Gradients = _Factors(adapter, plan, gradients)
+            found = source.measure()
+        except UnknownLayerError:
+            source = _Whole(adapter, plan, gradients)
+            found = source.measure()
+        norms: dict[str, float] = dict.fromkeys(entries, 0.0)
+        squares: dict[str, np.ndarray] = {}
+        products: dict[str, np.ndarray] = {}
+        for name, (square, product) in found.items():
+            key = layer(name)
+            squares[key] = squares.get(key, 0.0) + square
+            products[key] = products.get(key, 0.0) + product
+            norms[key] += float(square.sum())
+        count = int((plan.counts > 0).sum())
         if count == 0 or not any(norms.values()):
             raise DataError(
                 "The documents for the curvature have no gradient",
@@ -61,27 +84,83 @@ def datainf_directions(
             )
         lambdas = {key: damping * norms[key] / (count * entries[key]) for key in entries}
         result = {probe: {n: v.clone() for n, v in vectors.items()} for probe, vectors in gradients.items()}
-        for gradient in document_gradients(adapter, plan, names):
-            squares = _by_layer(gradient, gradient, layer)
-            for probe, vectors in gradients.items():
-                for key, product in _by_layer(gradient, vectors, layer).items():
-                    factor = product / (count * (lambdas[key] + squares[key])) if squares[key] else 0.0
-                    for name in gradient:
-                        if layer(name) == key and name in vectors:
-                            result[probe][name].sub_(gradient[name], alpha=factor)
+        factors = {
+            key: products[key] / np.maximum(count * (lambdas[key] + squares[key]), SMALLEST)[:, None]
+            for key in squares
+        }
+        source.subtract(result, {name: factors[layer(name)] for name in found})
     for vectors in result.values():
         for name in vectors:
             # A layer that no document reaches has no curvature at all; it keeps the plain gradient's
             # direction.
             vectors[name] /= lambdas[layer(name)] or 1.0
-    return result, 6.0 * plan.read_tokens
+    return result, source.forwards * plan.read_tokens
 
 
-def _by_layer(left: Vectors, right: Vectors, layer: Callable[[str], str]) -> dict[str, float]:
-    """Inner products, summed over the parameters of each layer."""
-    sums: dict[str, float] = {}
-    for name in left:
-        if name in right:
-            value = float((left[name].double() * right[name].double()).sum())
-            sums[layer(name)] = sums.get(layer(name), 0.0) + value
-    return sums
+class Gradients(Protocol):
+    """Two passes over n documents: squares [n] and products with k probes [n, k] of each parameter, and
+    result[k] -= sum_i factors[i, k] gradient_i. `forwards` is what both cost."""
+
+    forwards: float
+
+    def measure(self) -> dict[str, tuple[np.ndarray, np.ndarray]]: ...
+
+    def subtract(self, result: Mapping[str, Vectors], factors: Mapping[str, np.ndarray]) -> None: ...
+
+
+class _Factors:
+    """By the factors of each layer's gradients (mixing.influence.layer_gradients)."""
+
+    forwards = 6.0  # of long documents: twice a forward, half a backward and one product of a matrix's size
+
+    def __init__(self, adapter: LossAdapter, plan: BatchPlan, gradients: Mapping[str, Vectors]) -> None:
+        self.plan, self.gradients, self.own = plan, list(gradients.values()), adapter.named()
+        self.names = sorted({n for vectors in self.gradients for n in vectors})
+        self.layers = LayerGradients(adapter, self.names)
+
+    def measure(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        count, probes = len(self.plan.documents), len(self.gradients)
+        found = {name: (np.zeros(count), np.zeros((count, probes))) for name in self.names}
+        for batch in self.plan:
+            for name, part in self.layers.visit(batch).items():
+                square, product = part.measure([v.get(name) for v in self.gradients], self.own[name])
+                rows = list(batch.documents)
+                found[name][0][rows], found[name][1][rows] = square.cpu().numpy(), product.cpu().numpy()
+        return found
+
+    def subtract(self, result: Mapping[str, Vectors], factors: Mapping[str, np.ndarray]) -> None:
+        for batch in self.plan:
+            for name, part in self.layers.visit(batch).items():
+                weights = torch.from_numpy(factors[name][list(batch.documents)])
+                part.subtract([v.get(name) for v in result.values()], weights.to(self.own[name].device))
+
+
+class _Whole:
+    """By the gradients themselves, one document at a time: slower, and asks nothing of the model."""
+
+    forwards = 6.0
+
+    def __init__(self, adapter: LossAdapter, plan: BatchPlan, gradients: Mapping[str, Vectors]) -> None:
+        self.adapter, self.plan, self.gradients = adapter, plan, list(gradients.values())
+        self.names = sorted({n for vectors in self.gradients for n in vectors})
+
+    def _each(self) -> Iterator[tuple[int, Vectors]]:
+        order = [at for batch in self.plan for at in batch.documents]
+        return zip(order, document_gradients(self.adapter, self.plan, self.names), strict=True)
+
+    def measure(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        count, probes = len(self.plan.documents), len(self.gradients)
+        found = {name: (np.zeros(count), np.zeros((count, probes))) for name in self.names}
+        for at, gradient in self._each():
+            for name, g in gradient.items():
+                found[name][0][at] = float(g.double().square().sum())
+                for k, vectors in enumerate(self.gradients):
+                    if name in vectors:
+                        found[name][1][at, k] = float((g.double() * vectors[name].double()).sum())
+        return found
+
+    def subtract(self, result: Mapping[str, Vectors], factors: Mapping[str, np.ndarray]) -> None:
+        for at, gradient in self._each():
+            for k, vectors in enumerate(result.values()):
+                for name in gradient.keys() & vectors.keys():
+                    vectors[name].sub_(gradient[name], alpha=float(factors[name][at, k]))

@@ -48,9 +48,7 @@ def load_reference(folder: Path | str, *, device: str = "cpu", dtype: str = "flo
     from transformers import AutoModelForCausalLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=DTYPES[dtype], attn_implementation="eager"
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[dtype])
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"The model cannot be loaded: {_first_line(error)}",

@@ -204,7 +204,7 @@ def _batches(documents: Iterable[Tokenized]) -> Iterator[list[Tokenized]]:
         batch.append(document)
         if len(batch) == ROWS:
             yield batch
-            batch = []
+            batch.clear()  # before the next ones are read: the caller is done, and still holds the list
     if batch:
         yield batch
 

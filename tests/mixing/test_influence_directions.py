@@ -23,7 +23,8 @@ from mixing.influence import (
 )
 from mixing.influence.datainf import datainf_directions
 from mixing.influence.ekfac import ekfac_directions
-from mixing.influence.scorers import norm
+from mixing.influence.layer_gradients import DocumentGradients, LayerGradients
+from mixing.influence.scorers import UnknownLayerError, norm
 from tests.mixing.test_influence_engines import decoder, documents, gpt2, llama
 
 
@@ -171,6 +172,35 @@ def test_datainf_equals_the_formula_and_a_dense_inverse() -> None:
         torch.testing.assert_close(found[name].flatten(), dense @ flat, rtol=1e-7, atol=1e-9)
         written_out = sum(flat - (flat @ r) / (damping + r @ r) * r for r in g) / (len(g) * damping)
         torch.testing.assert_close(found[name].flatten(), written_out, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [decoder, lambda: decoder(tied=False), lambda: llama(True), gpt2])
+def test_datainf_by_factors_equals_the_gradients_of_documents(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied and untied, biases, norms, position embeddings; several documents in a batch, of several lengths."""
+    adapter = adapt(make().double())
+    curvature = documents(6, 2)
+    gradients = {str(i): probe_gradient(adapter, documents(3, 5 + i))[0] for i in range(2)}
+    seen = []
+    for by_factors in (None, True, False):  # the choice, and either way of a matrix's squares and products
+        if by_factors is not None:
+            monkeypatch.setattr(DocumentGradients, "_factors_cost_less", lambda *_, by=by_factors: by)
+        seen.append(datainf_directions(adapter, gradients, curvature)[0])
+    visits = []
+    monkeypatch.setattr(LayerGradients, "visit", lambda *_: visits.append(1) or refuse())
+    written_out = datainf_directions(adapter, gradients, curvature)[
+        0
+    ]  # falls back to one gradient a document
+    assert visits
+    for found in seen:
+        for probe, vectors in written_out.items():
+            assert found[probe].keys() == vectors.keys()
+            for name, v in vectors.items():
+                scale = float(v.abs().max())
+                torch.testing.assert_close(found[probe][name], v, rtol=1e-9, atol=1e-10 * scale)
+
+
+def refuse() -> None:
+    raise UnknownLayerError("refused")
 
 
 def test_datainf_with_one_document_is_the_exact_damped_inverse_and_layers_may_be_joined() -> None:
