@@ -139,6 +139,24 @@ def histogram(
         return _inline(figure, name)
 
 
+def outlines(edges: Sequence[float], counts: Sequence[Sequence[float]], name: str, *, x_label: str) -> Markup:
+    """Histograms over common bins laid over each other, as shares of all; the outer bins hold what lies beyond."""
+    with _panel() as (figure, axes):
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for at, row in enumerate(counts):
+            values = np.asarray(row, float)
+            share = 100 * values / (values.sum() or 1.0)
+            axes.stairs(
+                share,
+                drawable(edges),
+                color=line_colour(at),
+                linestyle=DASHES[at % len(DASHES)],
+                linewidth=1.3,
+            )
+        _label(axes, x_label, "% of documents")
+        return _inline(figure, name)
+
+
 def scatter(
     x: Sequence[float], y: Sequence[float], colours: Sequence[int], name: str, *, x_label: str, y_label: str
 ) -> Markup:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from curation.atomic import read_json
 from curation.errors import MixwrightError
 from mixing.mixture import Mixture, read_mixture
+from mixing.report.compressed import parse_compression
 from mixing.report.parsing import (
     number,
     parse_comparison,
@@ -140,6 +141,7 @@ def gather(run: Path) -> RunFacts:
         model=folder.read(run / "model", _model),
         stages=tuple(sorted((s for s in stages if s is not None), key=lambda s: (s.started, s.where))),
         settings=_first(folder, ("settings.json",), parse_settings) or (),
+        compression=folder.json("training/compression/compression.json", parse_compression),
         problems=tuple(folder.problems),
     )
 

@@ -16,6 +16,7 @@ from curation.atomic import write_text
 from curation.errors import DataError
 from mixing.report import (
     agreement,
+    compressed,
     curated,
     curves,
     documents,
@@ -101,6 +102,7 @@ def page_sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]
         *raters.sections(facts),
         *probes.sections(facts, run, palette),
         curated.broken_section(facts, palette),
+        *compressed.sections(facts, palette),
         *model.sections(facts, palette),
         *learning.sections(facts),
         *curves.sections(facts),

@@ -298,6 +298,7 @@ class RunFacts:
     stages: tuple[Stage, ...]
     settings: tuple[Setting, ...]
     problems: tuple[Problem, ...]
+    compression: Any = None
 
     @property
     def capabilities(self) -> Mapping[str, tuple[str, ...]]:
