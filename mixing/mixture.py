@@ -16,6 +16,7 @@ from typing import Any
 
 from curation.atomic import write_json
 from curation.errors import DataError, RecipeError
+from mixing.evidence import Evidence, evidence_from, evidence_json
 from mixing.projection import epoch_caps, implied_epochs, project
 
 SCHEMA = 1
@@ -36,6 +37,7 @@ class Mixture:
     seed          : seed of the method's own random numbers
     inputs        : names and hashes of what the weights were computed from
     notes         : sentences that belong beside the weights wherever they are shown
+    evidence      : predictions, probabilities, verdict and costs, None when nobody worked them out
     """
 
     weights: dict[str, float]
@@ -47,6 +49,7 @@ class Mixture:
     seed: int = 0
     inputs: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         check_weights(self.weights, where=f"mixture {self.method!r}")
@@ -169,7 +172,7 @@ def write_mixture(path: Path | str, mixture: Mixture) -> None:
 
 def mixture_json(mixture: Mixture) -> dict[str, Any]:
     """The content of `mixture.json`."""
-    return {
+    value: dict[str, Any] = {
         "schema": SCHEMA,
         "unit": UNIT,
         "weights": mixture.weights,
@@ -184,6 +187,9 @@ def mixture_json(mixture: Mixture) -> dict[str, Any]:
         "inputs": mixture.inputs,
         "notes": list(mixture.notes),
     }
+    if mixture.evidence is not None:
+        value["evidence"] = evidence_json(mixture.evidence)
+    return value
 
 
 def read_mixture(path: Path | str) -> Mixture:
@@ -238,4 +244,18 @@ def read_mixture(path: Path | str) -> Mixture:
         seed=int(value.get("seed", 0)),
         inputs=dict(value.get("inputs", {})),
         notes=tuple(value.get("notes", ())),
+        evidence=_read_evidence(value.get("evidence"), where),
     )
+
+
+def _read_evidence(value: Any, where: str) -> Evidence | None:
+    if value is None:
+        return None
+    try:
+        return evidence_from(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The evidence of the mixture cannot be read: {type(error).__name__} {error}",
+            where=where,
+            remedy="Remove it from the file, or fit the mixture again",
+        ) from error

@@ -76,7 +76,10 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     for name in ("sft", "grpo"):
         block = getattr(recipe.post_training, name)
         if block is not None and block.data != "generated":
-            post[name] = block.model_copy(update={"data": str(base / block.data)})
+            post[name] = block = block.model_copy(update={"data": str(base / block.data)})
+        if name == "sft" and block is not None and block.general is not None:
+            general = block.general.model_copy(update={"data": str(base / block.general.data)})
+            post[name] = block.model_copy(update={"general": general})
     training = recipe.post_training.model_copy(update=post)
     phases = [_with_absolute_teacher(phase, base) for phase in recipe.final.phases]
     final = recipe.final.model_copy(update={"phases": phases})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -237,6 +237,26 @@ class CompressionSettings(OptimisationSettings):
     """A teacher for two further arms; the model then comes from the taught, compressed one."""
 
 
+class GeneralSettings(Settings):
+    """Fine-tuning on general chats, before or together with the reasoning chats (MobileLLM-R1, table 8)."""
+
+    data: str
+    """A .jsonl file of {"messages": [...]}, relative to the recipe."""
+    schedule: Literal["in_turn", "joint"] = "in_turn"
+    """`in_turn`: a run of its own comes first, with the settings below. `joint`: one run over both."""
+    epochs: Count = 2
+    learning_rate: Positive = 5e-6
+    warmup_share: Share = 0.03
+
+
+class ShortenSettings(Settings):
+    """Shortening the thoughts of the reasoning chats by data, see training.shortening; in this order."""
+
+    drop_longest: Share = 0.0
+    condition: bool = False
+    truncate: Count | None = None
+
+
 class SftSettings(Settings):
     """Supervised fine-tuning on reasoning chats; `generated` makes them from worked problems."""
 
@@ -249,6 +269,15 @@ class SftSettings(Settings):
     learning_rate: Positive = 1e-3
     warmup_share: Share = 0.03
     seed: int = 11
+    general: GeneralSettings | None = None
+    shorten: ShortenSettings | None = None
+    recompute: bool = False
+    """Recompute activations in the backward pass, for rows of up to 32k tokens."""
+
+    def deciding(self) -> dict[str, Any]:
+        """For the stage's key; what is not used is left out, so that older runs keep theirs."""
+        found = self.model_dump(exclude={"recompute"})
+        return {k: v for k, v in found.items() if k not in ("general", "shorten") or v is not None}
 
 
 class GrpoSettings(Settings):

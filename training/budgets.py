@@ -23,6 +23,7 @@ class RolloutSettings:
     end_while_thinking : what an end token inside the thought does when there are budgets. "stop" ends the
                          rollout, as without budgets, with the finish reason "end_while_thinking"; "close"
                          puts the forced closing string in its place and goes on to the answer
+    engine             : what decodes: our own loop, or "vllm" where it is installed (training.vllm_rollout)
     batch_rollouts     : rollouts decoded side by side (all replicas of a prompt always are)
     """
 
@@ -34,6 +35,7 @@ class RolloutSettings:
     closing: str = "</think>"
     end_while_thinking: Literal["stop", "close"] = "stop"
     batch_rollouts: int = 64
+    engine: Literal["own", "vllm"] = "own"
 
     def __post_init__(self) -> None:
         if (self.thinking_tokens is None) != (self.answer_tokens is None):
@@ -41,6 +43,10 @@ class RolloutSettings:
                 "Budgets need both thinking_tokens and answer_tokens",
                 where="rollout",
                 remedy="Give both, or neither",
+            )
+        if self.engine not in ("own", "vllm"):
+            raise RecipeError(
+                f"There is no engine {self.engine!r}", where="rollout.engine", remedy="Choose own or vllm"
             )
         for name in ("max_tokens", "thinking_tokens", "answer_tokens", "batch_rollouts"):
             value = getattr(self, name)
@@ -102,6 +108,13 @@ class Ending:
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=False)
 
+        if settings.thinking_tokens is not None and settings.closing.strip() not in decode(list(closing)):
+            raise RecipeError(
+                f"The tokenizer cannot spell the closing string {settings.closing!r}: it comes back as "
+                f"{decode(list(closing))!r}",
+                where="rollout.closing",
+                remedy="Give the string that ends a thought of this model; it may be several tokens",
+            )
         return cls(ends, closing, settings.closing, decode)
 
     def closes(self, ids: list[int]) -> bool:

@@ -187,8 +187,15 @@ def _by_prefixes(tokenizer: Any, messages: list[Message], where: str) -> Rendere
             start = first.find(header) + len(header)
             _must_begin(start >= len(header), at, where)
         through = _render(tokenizer, messages[: at + 1], where)
-        _must_begin(whole.startswith(through), at, where)
-        said = [i for i, (left, right) in enumerate(spans) if start <= left < right <= len(through)]
+        stop = len(through)
+        if not whole.startswith(through):
+            # A template may write something behind the last turn only (Phi 3 an end of text): the turn still ends
+            # with its end token, if the turn itself is the same.
+            stop = _common(through, whole)
+            turn = whole[start:stop]
+            ended = bool(tokenizer.eos_token) and tokenizer.eos_token in turn
+            _must_begin(ended and message["content"].strip() in turn, at, where)
+        said = [i for i, (left, right) in enumerate(spans) if start <= left < right <= stop]
         ends = [i for i in said if ids[i] == tokenizer.eos_token_id]
         for i in said:
             mask[i] = not ends or i <= ends[-1]  # what follows the end of the turn (a line end) is nobody's

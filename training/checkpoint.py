@@ -57,9 +57,23 @@ class TrainingState:
     def model(self) -> ModelConfig:
         """The shape of the model."""
         try:
-            return ModelConfig(**self.settings["model"])
+            return described_config(self.settings["model"])
         except (KeyError, TypeError) as error:
             raise _broken(Path(STATE), f"describes no model of this version: {error}") from error
+
+
+def described_config(described: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig of a run's settings; for a model of transformers the adapter's config, in its place."""
+    if "transformers" in described:
+        from training.transformers_model import TransformersConfig
+
+        return TransformersConfig(**described)  # type: ignore[return-value]
+    return ModelConfig(**described)
+
+
+def new_model(config: ModelConfig) -> Decoder:
+    """A model of that shape whose weights are still to be drawn or loaded."""
+    return Decoder(config) if isinstance(config, ModelConfig) else config.build()
 
 
 def describe_run(
@@ -200,7 +214,7 @@ def load_checkpoint_model(folder: Path | str, *, averaged: bool | None = None) -
         )
     wants_mean = state.averaged > 0 if averaged is None else averaged
     path = folder / (AVERAGED if wants_mean else MODEL)
-    model = Decoder(state.model)
+    model = new_model(state.model)
     _copy_weights(model, _read_tensors(path), path)
     return model
 

@@ -96,9 +96,9 @@ class FusedLayer(torch.autograd.Function):
 
             unit1, scale1 = _unit_rms(flat, shape.eps, shape.dtype)
             qkv = (unit1 @ narrow_qkv.T).view(rows, tokens, -1, shape.head_dim)
-            qk, scale_qk = _turned(qkv[:, :, : -shape.kv_heads], turn, shape)
+            qk, scale_qk = turned_pairs(qkv[:, :, : -shape.kv_heads], turn, shape)
             value = qkv[:, :, -shape.kv_heads :].transpose(1, 2).contiguous()
-            mixed, shares = _attend(qk, value, mask, shape)
+            mixed, shares = attend_blocks(qk, value, mask, shape)
             middle = flat + mixed @ narrow_o.T
 
             unit2, scale2 = _unit_rms(middle, shape.eps, shape.dtype)
@@ -137,8 +137,8 @@ class FusedLayer(torch.autograd.Function):
         # Attention.
         narrow = wide.to(shape.dtype)
         g_o = narrow.T @ mixed
-        g_qk, g_value = _attend_backward(narrow @ narrow_o, qk, value, shares, shape)
-        g_qkv = _turned_backward(g_qk, g_value, qk, scale_qk, turn, shape)
+        g_qk, g_value = attend_blocks_backward(narrow @ narrow_o, qk, value, shares, shape)
+        g_qkv = turned_backward(g_qk, g_value, qk, scale_qk, turn, shape)
         g_folded = g_qkv.T @ unit1
         g_w_qkv, g_gain1 = _unfold(g_folded, w_qkv, gain1)
         wide = wide + _unit_rms_backward(g_qkv @ narrow_qkv, unit1, scale1)
@@ -181,7 +181,7 @@ def _pairs(x: Tensor, shape: LayerShape, dtype: torch.dtype) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-def _turned(x: Tensor, turn: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]:
+def turned_pairs(x: Tensor, turn: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]:
     """Queries and keys [B, T, heads, hd] rotated, normed and, the queries, over sqrt(hd): [B, heads, T, hd].
 
     Their dimensions come out as neighbouring pairs, whatever the style: a product of queries with keys does
@@ -199,10 +199,10 @@ def _turned(x: Tensor, turn: Tensor, shape: LayerShape) -> tuple[Tensor, Tensor]
     return out, scale
 
 
-def _turned_backward(
+def turned_backward(
     g_qk: Tensor, g_value: Tensor, qk: Tensor, scale: Tensor, turn: Tensor, shape: LayerShape
 ) -> Tensor:
-    """Gradient [B T, (heads + 2 kv) hd] of the joint projection from those of `_turned` and the values."""
+    """Gradient [B T, (heads + 2 kv) hd] of the joint projection from those of `turned_pairs` and the values."""
     wide = g_qk.to(scale.dtype)
     if shape.normed:
         # y = c unit with c = hd**-0.5 for queries: unit (unit . g c) / hd = y (y . g) / (c c hd)
@@ -220,7 +220,7 @@ def _turned_backward(
     return out.view(rows * tokens, -1)
 
 
-def _attend(qk: Tensor, value: Tensor, mask: Tensor, shape: LayerShape) -> tuple[Tensor, list[Tensor]]:
+def attend_blocks(qk: Tensor, value: Tensor, mask: Tensor, shape: LayerShape) -> tuple[Tensor, list[Tensor]]:
     """Attention's output [B T, heads hd], and of each block of queries the shares [B kv, groups t, keys]."""
     rows, _, tokens, head_dim = qk.shape
     query, key = _split_heads(qk, shape)
@@ -238,10 +238,10 @@ def _attend(qk: Tensor, value: Tensor, mask: Tensor, shape: LayerShape) -> tuple
     return out.view(rows * tokens, -1), shares
 
 
-def _attend_backward(
+def attend_blocks_backward(
     grad: Tensor, qk: Tensor, value: Tensor, shares: list[Tensor], shape: LayerShape
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `_attend` for queries and keys together, and for the values, in their shapes."""
+    """Gradients of `attend_blocks` for queries and keys together, and for the values, in their shapes."""
     rows, _, tokens, head_dim = qk.shape
     query, key = _split_heads(qk, shape)
     g_qk, g_value = torch.zeros_like(qk), torch.zeros_like(value)

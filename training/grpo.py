@@ -19,11 +19,11 @@ from training.checkpoint import describe_run, list_checkpoints, refuse_other_set
 from training.distributed import choose_device
 from training.grpo_run import GrpoRun
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
-from training.huggingface import read_generation, save_huggingface
+from training.huggingface import read_generation
 from training.prompts import Question, read_questions
 from training.rewards import Reward, describe_reward, named_reward
 from training.run_lock import only_process_in
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, save_policy, start_hash, start_tokenizer
 
 INPUTS = "inputs.json"
 """Where a run's start lies, for a replay; its hash is in training.json."""
@@ -76,7 +76,7 @@ def grpo(
     questions = read_questions(prompts, tokenizer).items
     tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
     _refuse_overlap(questions, tests, str(held_out))
-    device, model = choose_device(settings.device), load_start(start)
+    device, model = choose_device(settings.device), load_policy(start)
     name = reward if isinstance(reward, str) else describe_reward(reward)
     inputs = hash_value([[(q.ids, q.answer) for q in part] for part in (questions, tests)])
     described = describe_run(model.config, inputs, settings.deciding() | {"reward": name}, start_hash(start))
@@ -91,11 +91,11 @@ def grpo(
             model.to(device)
             reference = None
             if settings.objective.kl_coefficient:
-                reference = load_start(start).requires_grad_(False).to(device)
+                reference = load_policy(start).requires_grad_(False).to(device)
             run = GrpoRun(out, model, reference, tokenizer, questions, tests, function, settings, described)
             run.train()
             generation = read_generation(start) | (generation or {})
-            save_huggingface(run.model, out / "model", tokenizer, generation)
+            save_policy(run.model, out / "model", tokenizer, generation)
             rows = run.evaluations()
             write_json(out / "result.json", {"steps": settings.steps, "updates": run.policy.updates, **rows})
             for older in list_checkpoints(out / "resume").values():

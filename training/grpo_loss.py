@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from curation.errors import DataError, RecipeError
+from training.surrogates import Surrogate, token_losses
 
-Normalisation = Literal["grpo", "bnpo", "dapo", "dr_grpo"]
+Normalisation = Literal["grpo", "bnpo", "dapo", "dr_grpo", "luspo"]
 Denominator = Literal["kept", "all"]
 
 
@@ -64,6 +65,8 @@ def rollout_weights(
     compute
                 that take dapo's denominator from a micro-batch); equals "dapo" with one batch
     * "dr_grpo" 1 / (n L): a constant, so that length does not change a token's weight (arXiv 2503.20783)
+    * "luspo"   1 / n: mean over rollouts of the sum over tokens, for ratios of whole sequences, whose loss is
+                the same at each token (arXiv 2602.05261)
 
     >>> [rollout_weights(torch.tensor([1, 4]), name).tolist() for name in ("grpo", "dapo")]
     [[0.5, 0.125], [0.2, 0.2]]
@@ -85,13 +88,15 @@ def rollout_weights(
                 remedy="Give the longest completion allowed",
             )
         weights = torch.ones_like(kept) / (rollouts * constant)
+    elif normalisation == "luspo":
+        weights = torch.ones_like(kept) / rollouts
     elif normalisation == "bnpo":
         weights = _batch_weights(counted, batch_rollouts or len(kept))
     else:
         raise RecipeError(
             f"There is no normalisation {normalisation!r}",
             where="normalisation",
-            remedy="Choose grpo, bnpo, dapo or dr_grpo",
+            remedy="Choose grpo, bnpo, dapo, dr_grpo or luspo",
         )
     return torch.where(kept > 0, weights, 0.0)
 
@@ -103,24 +108,23 @@ def policy_loss(
     weights: Tensor,
     *,
     old_logprobs: Tensor | None = None,
-    clip_low: float | None = None,
-    clip_high: float | None = None,
+    surrogate: Surrogate | None = None,
     reference_logprobs: Tensor | None = None,
     kl_coefficient: float = 0.0,
 ) -> PolicyLoss:
-    """The loss of some rollouts of an update (arXiv 2402.03300 Eq. 3, with a lower and an upper clip of
-    DAPO).
+    """The loss of some rollouts of an update (arXiv 2402.03300 Eq. 3).
 
-    loss_it = -min(ratio A_i, clip(ratio, 1 - clip_low, 1 + clip_high) A_i) + kl_coefficient k3_it,
-    ratio = exp(logprob - old_logprob),  k3 = exp(reference - logprob) - (reference - logprob) - 1  (an
-    unbiased, non-negative estimate of KL(policy || reference), http://joschu.net/blog/kl-approx.html).
+    loss_it = surrogate_it + kl_coefficient k3_it, where the surrogate is -ratio A_i clipped or weighed in one of
+    the ways of training.surrogates, with ratio = exp(logprob - old_logprob), and
+    k3 = exp(reference - logprob) - (reference - logprob) - 1, an unbiased, non-negative estimate of
+    KL(policy || reference) (http://joschu.net/blog/kl-approx.html).
 
     logprobs     : [N, T] nats, with gradient, at the temperature of sampling
     advantages   : [N];  weights : [N] from `rollout_weights`
     mask         : [N, T] bool; False for padding and for forced tokens, which the policy did not choose
     old_logprobs : [N, T] of the policy that sampled; None means this very policy (a single on-policy update):
                    the ratio is then exactly 1 and the gradient is REINFORCE's
-    clip_low, clip_high : None does not clip
+    surrogate    : None is without clips
 
     Masked entries may hold anything, NaN included: they reach neither loss nor gradient.
     """
@@ -132,17 +136,8 @@ def policy_loss(
     mask = mask.bool()
     logprobs = torch.where(mask, logprobs, 0.0)
     old = logprobs.detach() if old_logprobs is None else torch.where(mask, old_logprobs, 0.0)
-    ratio = torch.exp(logprobs - old)
-    advantage = advantages.to(logprobs.dtype)[:, None]
-    surrogate = ratio * advantage
-    clipped = torch.zeros_like(mask)
-    if clip_low is not None or clip_high is not None:
-        low = None if clip_low is None else 1.0 - clip_low
-        high = None if clip_high is None else 1.0 + clip_high
-        bounded = ratio.clamp(low, high) * advantage
-        clipped = mask & (bounded < surrogate)
-        surrogate = torch.minimum(surrogate, bounded)
-    token_loss, kl = -surrogate, 0.0
+    token_loss, clipped = token_losses(logprobs, old, advantages, mask, surrogate or Surrogate())
+    kl = 0.0
     if reference_logprobs is not None:
         difference = torch.where(mask, reference_logprobs, 0.0) - logprobs
         k3 = torch.where(mask, torch.exp(difference) - difference - 1.0, 0.0)

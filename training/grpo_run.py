@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.rewards import Reward, Scored
 from training.rollout import Prompt, Rollout, roll_out
 from training.rollout_records import read_rollouts, write_rollouts
 from training.run_log import RunLog, read_rows
+from training.start import save_policy
 
 
 class GrpoRun:
@@ -51,6 +52,7 @@ class GrpoRun:
         self.ending = Ending.of(tokenizer, settings.rollout)
         self.policy = PolicyUpdates(model, reference, settings)
         self.step = 0
+        self._vllm: Callable[..., list[Rollout]] | None = None
         saved = list_checkpoints(out / "resume")
         if saved:
             state, _ = restore_checkpoint(saved[max(saved)], described, model, self.policy.optimizer)
@@ -104,17 +106,22 @@ class GrpoRun:
     ) -> tuple[list[Rollout], list[tuple[str, Scored]]]:
         settings = self.settings
         prompts = [Prompt(p, self.questions[i].ids) for p, i in zip(places, chosen, strict=True)]
+        more = {"replicas": settings.replicas, "seed": settings.seed, "step": self.step}
         with autocast(settings.precision, self.model)():
-            rollouts = roll_out(
-                self.model,
-                prompts,
-                settings.rollout,
-                self.ending,
-                replicas=settings.replicas,
-                seed=settings.seed,
-                step=self.step,
-            )
+            rollouts = self._decoder()(self.model, prompts, settings.rollout, self.ending, **more)
         return rollouts, score_rollouts(rollouts, answers, self.reward, self.tokenizer, self.ending)
+
+    def _decoder(self) -> Callable[..., list[Rollout]]:
+        """What decodes: our loop, or vLLM, which is started at the first use and reads the policy's folder."""
+        if self.settings.rollout.engine == "own":
+            return roll_out
+        if self._vllm is None:
+            from training.vllm_rollout import VllmEngine
+
+            save_policy(self.model, self.out / "vllm", self.tokenizer)
+            dtype = "float32" if self.settings.precision == "float32" else "bfloat16"
+            self._vllm = VllmEngine(self.out / "vllm", dtype=dtype).roll_out
+        return self._vllm
 
     def _update(
         self, rollouts: Sequence[Rollout], judged: Judged, weights: torch.Tensor, rate: float

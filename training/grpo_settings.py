@@ -10,6 +10,16 @@ from training.advantages import Deviation, GroupFilter, LeadSettings, Scale
 from training.budgets import RolloutSettings
 from training.grpo_loss import Denominator, Normalisation
 from training.schedules import Schedule, check_schedule
+from training.surrogates import RatioLevel, Surrogate, SurrogateName
+
+NEWER_OBJECTIVES = (
+    "surrogate",
+    "ratio",
+    "ratio_cap",
+    "sapo_temperatures",
+    "vespo_positive",
+    "vespo_negative",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,9 @@ class ObjectiveSettings:
     lead                  : GRPO-LEAD's length reward (which takes the place of the reward) and reweighting
     normalisation, denominator, batch_rollouts : denominators of the loss
     clip_low, clip_high   : matter only with more than one update per step
+    surrogate, ratio, ratio_cap : what a token contributes to the loss, of training.surrogates; its defaults are
+                            PPO's clip of each token's ratio; "sequence" makes it GSPO's
+    sapo_temperatures, vespo_positive, vespo_negative : constants of those, advantages above 0 first
     kl_coefficient        : of the divergence to the starting model; 0 does without that model
     overlong_filter       : rollouts cut at their limit stay out of the loss (DAPO)
     overlong_in_baseline  : but their rewards, rightness and lengths count in the group's statistics (DAPO,
@@ -44,8 +57,29 @@ class ObjectiveSettings:
     soft_overlong_cache: int | None = None
     group_filter: GroupFilter = "mixed"
     train_forced_tokens: bool = False
+    surrogate: SurrogateName = "clip"
+    ratio: RatioLevel = "token"
+    ratio_cap: float | None = None
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05)
+    vespo_positive: tuple[float, float] = (2.0, 3.0)
+    vespo_negative: tuple[float, float] = (3.0, 2.0)
+
+    @property
+    def chosen_surrogate(self) -> Surrogate:
+        """The surrogate as training.grpo_loss takes it."""
+        return Surrogate(
+            self.surrogate,
+            self.ratio,
+            self.clip_low,
+            self.clip_high,
+            self.ratio_cap,
+            *self.sapo_temperatures,
+            vespo_positive=tuple(self.vespo_positive),  # type: ignore[arg-type]
+            vespo_negative=tuple(self.vespo_negative),  # type: ignore[arg-type]
+        )
 
     def __post_init__(self) -> None:
+        self.chosen_surrogate  # noqa: B018 - refuses what cannot be
         if self.baseline == "rloo" and self.scale != "none":
             raise RecipeError(
                 "The baseline rloo is not divided by a deviation",
@@ -107,4 +141,14 @@ class GrpoSettings:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what a run leaves behind; how often it can be interrupted does not."""
-        return {key: value for key, value in asdict(self).items() if key != "checkpoint_every"}
+        deciding = {key: value for key, value in asdict(self).items() if key != "checkpoint_every"}
+        plain = asdict(ObjectiveSettings())
+        # Left out where they are the defaults, so that folders from before there was a choice can be continued.
+        deciding["objective"] = {
+            key: value
+            for key, value in deciding["objective"].items()
+            if key not in NEWER_OBJECTIVES or value != plain[key]
+        }
+        if self.rollout.engine == "own":
+            del deciding["rollout"]["engine"]
+        return deciding

@@ -150,8 +150,7 @@ def add_gradient(
             mask,
             weights[rows].to(logprobs.device),
             old_logprobs=before,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
+            surrogate=objective.chosen_surrogate,
             reference_logprobs=anchored,
             kl_coefficient=objective.kl_coefficient,
         )
@@ -192,7 +191,11 @@ def completion_logprobs(
     hidden = model(ids[:, :-1])
     chosen = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])).flatten(0, 1)
     logprobs, entropy = linear_logprobs(
-        chosen, model.output_weight, labels.flatten(), temperature=temperature or 1.0
+        chosen,
+        model.output_weight,
+        labels.flatten(),
+        temperature=temperature or 1.0,
+        softcap=model.softcap,
     )
     return logprobs.view_as(mask), entropy.detach().view_as(mask), mask
 

@@ -54,7 +54,7 @@ def save_huggingface(
             remedy="Save the model with the tokenizer it was trained with",
         )
     state = {
-        _to_huggingface(name, model.config.family): parameter.detach()
+        huggingface_name(name, model.config.family): parameter.detach()
         .to("cpu", dtype or parameter.dtype)
         .contiguous()
         for name, parameter in model.named_parameters()
@@ -62,7 +62,7 @@ def save_huggingface(
     from training.tokenizer import write_tokenizer  # here, because it imports transformers
 
     generation = generation or {}
-    special = _special_tokens(tokenizer, generation)
+    special = special_tokens(tokenizer, generation)
     described = config_to_huggingface(model.config) | special
     described["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     with replacing_folder(folder) as temporary:
@@ -141,7 +141,8 @@ def _write_weights(state: dict[str, Tensor], folder: Path, shard_bytes: int) -> 
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def _to_huggingface(name: str, family: Family) -> str:
+def huggingface_name(name: str, family: Family) -> str:
+    """The name in a Hugging Face folder of a parameter of the decoder."""
     if name == "lm_head.weight":
         return name
     return "model." + (name.replace(".mlp.", ".feed_forward.") if family == "llama4_text" else name)
@@ -151,7 +152,7 @@ def _from_huggingface(name: str) -> str:
     return name.removeprefix("model.").replace(".feed_forward.", ".mlp.")
 
 
-def _special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
+def special_tokens(tokenizer: Any, generation: dict[str, Any]) -> dict[str, Any]:
     """The ids of bos, eos (a list where there are several) and pad; the tokenizer's, and what it does not have."""
     found = {name: generation[name] for name in SPECIAL if generation.get(name) is not None}
     own = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name, None) is not None}

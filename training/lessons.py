@@ -95,9 +95,28 @@ PLAIN = Lesson()
 
 
 def batch_loss(
-    hidden: Tensor, weight: Tensor, batch: Batch, z_loss: float, lessons: Lessons | None
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Batch,
+    z_loss: float,
+    lessons: Lessons | None,
+    softcap: float | None = None,
 ) -> DistilledLoss:
-    """The loss of `batch`, summed over its labels, from hidden states [B, T, D]; each row by its phase's lesson."""
+    """The loss of `batch`, summed over its labels, from hidden states [B, T, D]; each row by its phase's lesson.
+
+    softcap : of the model's logits, see training.losses
+    """
+    if softcap is not None:
+        if lessons is not None:
+            raise RecipeError(
+                "A model with softly capped logits cannot be distilled into",
+                where="distillation",
+                remedy="Train it on labels, or choose another student",
+            )
+        total = linear_cross_entropy(
+            hidden.flatten(0, 1), weight, batch.labels.flatten(), z_loss=z_loss, softcap=softcap
+        )
+        return DistilledLoss(total, total.detach(), total.new_zeros(()))
     if lessons is None:
         return PLAIN.loss(hidden, weight, batch, z_loss)
     losses = [

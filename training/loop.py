@@ -17,6 +17,7 @@ from training.checkpoint import (
     gather_tensors,
     list_checkpoints,
     load_checkpoint_model,
+    new_model,
     refuse_other_settings,
     remove_checkpoint,
     restore_checkpoint,
@@ -219,7 +220,7 @@ def _begin(
     """The run as its last checkpoint left it, or before its first update."""
     device = choose_device(settings.device, ranks)
     saved = ranks.from_main(lambda: _saved(out))
-    model = Decoder(model_config)
+    model = new_model(model_config)
     if not saved and init_from is None:
         model.init_weights(settings.seed)
     elif not saved and init_from is not None:

@@ -27,6 +27,7 @@ def linear_cross_entropy(
     chunk: int | None = None,
     z_loss: float = 0.0,
     reduction: Reduction = "sum",
+    softcap: float | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of softmax(hidden @ weight.T) against `labels`, in chunks of tokens.
 
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     chunk     : tokens per chunk; None = as many as are fast. Does not change the result.
     z_loss    : adds z_loss * logsumexp(logits)**2 to each token (PaLM, section 5)
     reduction : "sum" over the labelled tokens, their "mean", or "none": a loss per token [N], 0 if ignored
+    softcap   : logits are softcap * tanh(logits / softcap) (Gemma 2); None leaves them as they are
 
     "sum" and "mean" compute the gradients during the forward pass, and keep [N, D] and [V, D] numbers for the
     backward; "none" keeps nothing and computes the logits again. Raises DataError when a label is outside the
@@ -46,7 +48,7 @@ def linear_cross_entropy(
     rows = labelled_rows(labels, weight.shape[0])
     if reduction == "mean" and len(rows) == 0:
         raise no_labels_error()
-    objective = _cross_entropy_objective(labels, z_loss)
+    objective = softly_capped(_cross_entropy_objective(labels, z_loss), softcap)
     if reduction == "none":
         return chunked_values(hidden, weight, rows, objective, 1, chunk)[:, 0]
     total, _ = chunked_sum(hidden, weight, rows, objective, chunk)
@@ -54,12 +56,18 @@ def linear_cross_entropy(
 
 
 def linear_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, temperature: float = 1.0, chunk: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each label and entropy of its distribution, in nats: (logp [N], entropy [N]).
 
     Both are of softmax(hidden @ weight.T / temperature), 0 where the label is -100, and both can be
-    differentiated; the backward computes the logits again.
+    differentiated; the backward computes the logits again. softcap is linear_cross_entropy's.
     """
     rows = labelled_rows(labels, weight.shape[0])
 
@@ -81,7 +89,7 @@ def linear_logprobs(
 
         return block
 
-    values = chunked_values(hidden, weight, rows, objective, 2, chunk)
+    values = chunked_values(hidden, weight, rows, softly_capped(objective, softcap), 2, chunk)
     return values[:, 0], values[:, 1]
 
 
@@ -135,6 +143,24 @@ def no_labels_error() -> DataError:
 def entries_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the entry of each label in logits [n, V]."""
     return torch.arange(len(labels), device=labels.device), labels
+
+
+def softly_capped(objective: Objective, cap: float | None) -> Objective:
+    """The objective of cap * tanh(logits / cap); `objective` itself without a cap."""
+    if cap is None:
+        return objective
+
+    def capped(rows: Tensor) -> Block:
+        inner = objective(rows)
+
+        def block(logits: Tensor, part: slice, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            bent = torch.tanh(logits / cap)
+            values, slope = inner(cap * bent, part, grad)
+            return values, None if slope is None else slope * (1 - bent.square())
+
+        return block
+
+    return capped
 
 
 def _cross_entropy_objective(labels: Tensor, z_loss: float) -> Objective:

@@ -162,6 +162,8 @@ class Decoder(nn.Module):
     "auto" a CPU runs each layer as one function with a backward of its own, see training.fused_layer.
     """
 
+    softcap: float | None = None  # of the logits; none of our families has one
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

@@ -28,7 +28,7 @@ from training.grpo_update import PolicyUpdates, judge_step, rate_at, steps_made
 from training.rewards import REWARDS, Reward, named_reward, score
 from training.rollout_records import read_rollouts
 from training.run_log import read_rows
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, start_hash, start_tokenizer
 
 VERDICTS = ("shaped", "advantage", "trained", "weight")
 
@@ -147,10 +147,10 @@ def _policy(
 ) -> tuple[PolicyUpdates, int]:
     """The policy at the nearest moment before `step` that can be had, and how many steps it has made."""
     device = choose_device(settings.device)
-    model = load_start(start).to(device)
+    model = load_policy(start).to(device)
     reference = None
     if settings.objective.kl_coefficient:
-        reference = load_start(start).requires_grad_(False).to(device)
+        reference = load_policy(start).requires_grad_(False).to(device)
     policy = PolicyUpdates(model, reference, settings)
     saved = {made: folder for made, folder in list_checkpoints(run / "resume").items() if made < step}
     if not saved:

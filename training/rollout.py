@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -81,18 +81,7 @@ def roll_out(
     Run it under `torch.autocast` for bfloat16 products. Raises DataError for a prompt that is empty or leaves
     no room for its completion in the model's context. `label` shows progress.
     """
-    longest = settings.longest(len(ending.closing))
-    for prompt in prompts:
-        if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
-            what = (
-                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the "
-                f"model reads {model.config.max_positions}"
-            )
-            raise DataError(
-                what if prompt.ids else "The prompt is empty",
-                where=f"prompt {prompt.index}",
-                remedy="Leave it out, or shorten the completion (max_tokens, or the budgets)",
-            )
+    check_prompts(model, prompts, settings, ending)
     together = max(settings.batch_rollouts // replicas, 1)
     rollouts: list[Rollout] = []
     training = model.training
@@ -111,6 +100,24 @@ def roll_out(
     return rollouts
 
 
+def check_prompts(
+    model: Decoder, prompts: Sequence[Prompt], settings: RolloutSettings, ending: Ending
+) -> None:
+    """Raise DataError for a prompt that is empty or leaves no room for its completion in the model's context."""
+    longest = settings.longest(len(ending.closing))
+    for prompt in prompts:
+        if not prompt.ids or len(prompt.ids) + longest > model.config.max_positions:
+            what = (
+                f"The prompt has {len(prompt.ids)} tokens and its completion may have {longest}, but the "
+                f"model reads {model.config.max_positions}"
+            )
+            raise DataError(
+                what if prompt.ids else "The prompt is empty",
+                where=f"prompt {prompt.index}",
+                remedy="Leave it out, or shorten the completion (max_tokens, or the budgets)",
+            )
+
+
 @torch.inference_mode()
 def _decode(
     model: Decoder,
@@ -120,30 +127,26 @@ def _decode(
     replicas: int,
     seed: int,
     step: int,
-) -> list[_Row]:
+) -> list[Row]:
     """Decode one batch: read the prompts, copy their cache for each replica, then decode all rows in step."""
     device = model.output_weight.device
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64, device=device)
-    for at, prompt in enumerate(prompts):
-        ids[at, : len(prompt.ids)] = torch.tensor(prompt.ids)
-    cache = model.new_cache(len(prompts), width + settings.longest(len(ending.closing)))
-    hidden = model(ids, cache=cache)
-    cache.truncate(lengths)
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1].repeat_interleave(replicas, 0)
-    cache = cache.expand(replicas)
-    rows = [_Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
+    last, cache = _read_prompts(
+        model, [prompt.ids for prompt in prompts], settings.longest(len(ending.closing))
+    )
+    last, cache = last.repeat_interleave(replicas, 0), cache.expand(replicas)
+    rows = [Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
     live, position = rows, 0
     streams = UniformStreams(seed, step, [(row.prompt.index, row.replica) for row in rows])
     while True:
         uniforms = None if settings.temperature == 0 else streams.at(position).to(device)
-        sampled, logprobs = choose_tokens(
-            model.logits(last), uniforms, temperature=settings.temperature, top_p=settings.top_p
+        logits = model.logits(last)
+        sampled, normaliser = choose_tokens(
+            logits, uniforms, temperature=settings.temperature, top_p=settings.top_p
         )
         tokens = [row.token_for(token) for row, token in zip(live, sampled.tolist(), strict=True)]
         chosen = torch.tensor(tokens, device=device)[:, None]
-        taken = logprobs.gather(-1, chosen)[:, 0].tolist()
+        picked = logits.gather(-1, chosen)[:, 0].float() / (settings.temperature or 1.0)
+        taken = (picked - normaliser).tolist()
         for row, token, logprob in zip(live, tokens, taken, strict=True):
             row.take(token, logprob)
         going = [at for at, row in enumerate(live) if row.finish is None]
@@ -158,8 +161,22 @@ def _decode(
         position += 1
 
 
+def _read_prompts(model: Decoder, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[torch.Tensor, Any]:
+    """The hidden state [N, D] of each prompt's last token, and a cache with room for so many more tokens."""
+    if not isinstance(model, Decoder):
+        return model.prefill(prompts)  # the adapter of training.transformers_model knows its own cache
+    device = model.output_weight.device
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    width = int(lengths.max())
+    padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in prompts], device=device)
+    cache = model.new_cache(len(prompts), width + room)
+    hidden = model(padded, cache=cache)
+    cache.truncate(lengths)
+    return hidden[torch.arange(len(prompts), device=device), lengths - 1], cache
+
+
 @dataclass
-class _Row:
+class Row:
     """One rollout while it is decoded: what it holds and what phase it is in."""
 
     prompt: Prompt
@@ -175,6 +192,7 @@ class _Row:
 
     @property
     def budgeted(self) -> bool:
+        """Whether thought and answer have budgets."""
         return self.settings.thinking_tokens is not None
 
     def token_for(self, sampled: int) -> int:
@@ -221,7 +239,17 @@ class _Row:
         elif not self.to_force and len(self.ids) >= settings.thinking_tokens:
             self.to_force = self.ending.rest_to_force(self.ids)
 
+    def left(self) -> int:
+        """Tokens that the row may still take in its phase."""
+        settings = self.settings
+        if settings.thinking_tokens is None or settings.answer_tokens is None:
+            return settings.max_tokens - len(self.ids)
+        if self.closed_at is None:
+            return settings.thinking_tokens - len(self.ids)
+        return self.closed_at + settings.answer_tokens - len(self.ids)
+
     def rollout(self) -> Rollout:
+        """What it has become, once it has finished."""
         if self.finish is None:
             raise RuntimeError("a rollout was read before it had finished")
         thinking = len(self.ids) if self.closed_at is None else self.closed_at

@@ -62,32 +62,37 @@ class UniformStreams:
 def choose_tokens(
     logits: Tensor, uniforms: Tensor | None, *, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [n] and the log-probabilities float32 [n, V] (nats) of all tokens, from logits [n, V].
+    """Tokens int64 [n], and the normaliser float32 [n] with which logits [n, V] become log-probabilities.
 
-    temperature 0 (or no `uniforms`) takes the most likely token, the smallest id among equals, with
-    log-probabilities at temperature 1. Otherwise the token is the inverse CDF of softmax(logits /
-    temperature) at `uniforms` float64 [n]; `top_p` < 1 first keeps the fewest tokens that hold that much
-    probability. The log-probabilities are at the sampling temperature and *before* top-p, as the loss
-    recomputes them: with top_p < 1 the sampler is therefore not exactly the policy that is trained, and the
-    gradient is biased. Raises DataError when logits are not numbers.
+    The log-probability (nats) of token y is logits[y] / temperature - normaliser. temperature 0 (or no `uniforms`)
+    takes the most likely token, the smallest id among equals, with log-probabilities at temperature 1. Otherwise
+    the token is the inverse CDF of softmax(logits / temperature) at `uniforms` float64 [n]; `top_p` < 1 first keeps
+    the fewest tokens that hold that much probability. The normaliser is at the sampling temperature and *before*
+    top-p, as the loss recomputes it: with top_p < 1 the sampler is therefore not exactly the policy that is
+    trained, and the gradient is biased. Raises DataError when logits are not numbers.
 
     >>> choose_tokens(torch.tensor([[0.0, 0.0]]).repeat(3, 1), torch.tensor([0.0, 0.49, 0.51]))[0].tolist()
     [0, 0, 1]
     """
-    logits = logits.float()
-    logprobs = torch.log_softmax(logits if temperature == 0 or uniforms is None else logits / temperature, -1)
-    if bool(torch.isnan(logprobs).any()):
+    greedy = temperature == 0 or uniforms is None
+    scaled = logits.float() if greedy or temperature == 1 else logits.float() / temperature
+    highest = scaled.amax(-1, keepdim=True)
+    # One pass of exponentials in float32, summed in float64: a float32 sum over a large vocabulary loses rare tokens.
+    masses = (scaled - highest).exp_()
+    cumulative = masses.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    if bool(torch.isnan(total).any()):
         raise DataError(
             "The model gives logits that are not numbers",
             where="sampling",
             remedy="The weights have probably diverged; lower the learning rate and start anew",
         )
-    if temperature == 0 or uniforms is None:
-        return logits.argmax(-1), logprobs
-    probabilities = logprobs.double().exp()  # a float32 sum over a large vocabulary loses rare tokens
+    normaliser = highest[:, 0] + total.log().float()
+    if greedy or uniforms is None:
+        return scaled.argmax(-1), normaliser
     if top_p < 1:
-        probabilities = _nucleus(probabilities, top_p)
-    return inverse_cdf(probabilities, uniforms), logprobs
+        return inverse_cdf(_nucleus(masses.double() / total[:, None], top_p), uniforms), normaliser
+    return _search(cumulative, uniforms), normaliser
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -100,7 +105,11 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     >>> inverse_cdf(torch.tensor([[0.0, 2.0, 0.0, 2.0]]), torch.tensor([0.5])).tolist()
     [3]
     """
-    cumulative = probabilities.double().cumsum(-1)
+    return _search(probabilities.cumsum(-1, dtype=torch.float64), uniforms)
+
+
+def _search(cumulative: Tensor, uniforms: Tensor) -> Tensor:
+    """`inverse_cdf` of cumulative sums float64 [n, V]."""
     targets = uniforms.double()[:, None] * cumulative[:, -1:]
     # u < 1, but u * total may round up to the total: stay below it, on the last token that has probability
     below = torch.nextafter(cumulative[:, -1:], torch.full_like(targets, -math.inf))

@@ -19,13 +19,13 @@ from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
 from training.checkpoint import load_checkpoint_model
-from training.huggingface import read_generation, save_huggingface
+from training.huggingface import read_generation
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
 from training.order import Batch
 from training.packing import seeded_permutation
 from training.schedules import Schedule
-from training.start import start_config, start_tokenizer
+from training.start import policy_config, save_policy, start_tokenizer
 
 OPEN_ROWS = 64
 
@@ -40,6 +40,8 @@ class SftSettings:
     warmup_share      : share of the updates over which the rate rises; then `schedule` to the end
     too_long          : a chat longer than a row is dropped and counted, or cut at the row's end
     mask              : how the assistant's tokens are found (training.chat)
+    recompute_every   : each so many-th layer recomputes its activations in the backward pass (1 = all), which lets
+                        rows of 32k tokens fit; None = no layer. Changes no bit
     checkpoint_every  : updates between checkpoints that serve to continue after a kill
     device            : "cpu", "cuda", or "auto" for the GPU where there is one
     """
@@ -62,6 +64,7 @@ class SftSettings:
     checkpoint_every: int = 50
     seed: int = 0
     device: str = "auto"
+    recompute_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -101,7 +104,12 @@ class SftSettings:
             micro_batch_sequences=self.micro_batch_sequences,
             resume_every=self.checkpoint_every,
             device=self.device,
+            recompute_every=self.recompute_every,
         )
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what a run leaves behind."""
+        return {key: value for key, value in asdict(self).items() if key != "recompute_every"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class SftResult:
 
 def sft(
     start: Path | str,
-    data: Path | str,
+    data: Path | str | Sequence[Path | str],
     out: Path | str,
     settings: SftSettings | None = None,
     *,
@@ -126,7 +134,8 @@ def sft(
     """Fine-tune the model of `start` on the chats of `data`; writes a Hugging Face folder `out/model`.
 
     start      : a Hugging Face model folder, or a checkpoint of training.loop
-    data       : .jsonl[.gz|.zst] or .parquet with {"messages"} or {"prompt", "answer" or "response"}
+    data       : .jsonl[.gz|.zst] or .parquet with {"messages"} or {"prompt", "answer" or "response"}; several
+                 files are one data set, shuffled together
     tokenizer  : a tokenizer or its folder; needed when `start` holds none
     generation : entries of the model's generation_config.json, before those of `start`
 
@@ -137,9 +146,12 @@ def sft(
     settings = settings or SftSettings()
     out, start = Path(out), Path(start)
     tokenizer = start_tokenizer(start, tokenizer)
-    config = start_config(start)
-    read = read_chats(data, tokenizer, method=settings.mask)
-    chats, left_out = fit_chats(read.chats, settings, config.max_positions, str(data))
+    config = policy_config(start)
+    files = [data] if isinstance(data, Path | str) else list(data)
+    read = [read_chats(file, tokenizer, method=settings.mask) for file in files]
+    all_chats = [chat for part in read for chat in part.chats]
+    where = ", ".join(str(file) for file in files)
+    chats, left_out = fit_chats(all_chats, settings, config.max_positions, where)
     order = ChatOrder(chats, settings)
     result = train(
         config,
@@ -151,8 +163,12 @@ def sft(
     )
     final = out / "model"
     generation = read_generation(start) | (generation or {})
-    save_huggingface(load_checkpoint_model(result.final), final, tokenizer, generation)
-    report = {"chats": len(chats), "left_out": left_out, "broken": [asdict(b) for b in read.broken]}
+    save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
+    report = {
+        "chats": len(chats),
+        "left_out": left_out,
+        "broken": [asdict(b) for part in read for b in part.broken],
+    }
     write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})
     return SftResult(final, order.steps, len(chats), left_out)
 
@@ -197,7 +213,7 @@ class ChatOrder:
     def fingerprint(self) -> str:
         """A hash of all that the rows depend on."""
         chats = [(chat.ids, chat.assistant) for chat in self.chats]
-        return hash_value([chats, asdict(self.settings)])
+        return hash_value([chats, self.settings.deciding()])
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows first ... first + count - 1, or as many as there are."""

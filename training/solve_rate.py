@@ -30,7 +30,7 @@ from training.prompts import Question, read_questions, score_rollouts, wilson_in
 from training.rewards import Reward, describe_reward, named_reward
 from training.rollout import Prompt, roll_out
 from training.run_lock import only_process_in
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, start_hash, start_tokenizer
 from training.stopping import Decision, StoppingRule
 
 _SCHEMA = pa.schema(
@@ -217,7 +217,7 @@ def _measured(
     missing = [first for first, file in files.items() if not file.exists()]
     if missing:
         function = named_reward(reward) if isinstance(reward, str) else reward
-        model = load_start(start).to(choose_device(settings.device)).requires_grad_(False)
+        model = load_policy(start).to(choose_device(settings.device)).requires_grad_(False)
         with progress("solve rates", len(questions), "prompts") as task, torch.inference_mode():
             task.advance(len(questions) - sum(len(questions[f : f + size]) for f in missing))
             for first in missing:

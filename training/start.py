@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from curation.atomic import hash_file, hash_value
-from curation.errors import RecipeError
+from curation.errors import DataError, RecipeError
 from training.checkpoint import OPTIMIZER, STATE, load_checkpoint_model, read_state
 from training.model import Decoder, ModelConfig
 
@@ -19,6 +21,54 @@ def load_start(start: Path) -> Decoder:
     from training.huggingface import load_huggingface
 
     return load_huggingface(start)
+
+
+def load_policy(start: Path) -> Decoder:
+    """`load_start`, and for a model that the decoder cannot express training.transformers_model's adapter, which
+    has the methods of a Decoder that fine-tuning, rollouts and updates use."""
+    if (start / STATE).exists() or _is_ours(start):
+        return load_start(start)
+    from training.transformers_model import load_transformers
+
+    return load_transformers(start)  # type: ignore[return-value]
+
+
+def policy_config(start: Path) -> ModelConfig:
+    """The shape of the model that `load_policy` gives: a ModelConfig, or a TransformersConfig in its place."""
+    if (start / STATE).exists() or _is_ours(start):
+        return start_config(start)
+    from training.transformers_model import read_transformers_config
+
+    return read_transformers_config(start)  # type: ignore[return-value]
+
+
+def save_policy(
+    model: Decoder, folder: Path, tokenizer: Any, generation: dict[str, Any] | None = None
+) -> None:
+    """Write what `load_policy` gave as a Hugging Face folder."""
+    if isinstance(model, Decoder):
+        from training.huggingface import save_huggingface
+
+        save_huggingface(model, folder, tokenizer, generation)
+    else:
+        model.save(folder, tokenizer, generation)
+
+
+def _is_ours(start: Path) -> bool:
+    """Whether the decoder can be the model of a Hugging Face folder; what is broken is for the decoder to name."""
+    from training.huggingface import config_from_huggingface, read_config
+    from training.huggingface_config import ARCHITECTURES
+
+    described = read_config(start)
+    try:
+        config_from_huggingface(described)
+    except DataError:
+        # What is not even described is broken for transformers too, and our sentence says more.
+        from transformers import CONFIG_MAPPING
+
+        kind = described.get("model_type")
+        return kind not in CONFIG_MAPPING or (kind in ARCHITECTURES and "hidden_size" not in described)
+    return True
 
 
 def start_tokenizer(start: Path, tokenizer: Any) -> Any:
@@ -61,7 +111,7 @@ def copy_start(model: Decoder, start: Path, tokenizer: str | None) -> None:
                 where=str(start),
                 remedy="Tokenize the data with the checkpoint's tokenizer, or start from other weights",
             )
-    found = load_start(Path(start))
+    found = (load_start if isinstance(model, Decoder) else load_policy)(Path(start))
     weights = dict(found.named_parameters())
     if {n: p.shape for n, p in weights.items()} != {n: p.shape for n, p in model.named_parameters()}:
         raise RecipeError(
@@ -69,4 +119,6 @@ def copy_start(model: Decoder, start: Path, tokenizer: str | None) -> None:
             where=str(start),
             remedy="Give the run the same model settings",
         )
-    model.load_state_dict(weights)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # each tied weight once
+            parameter.copy_(weights[name])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curation.errors import DataError
 from training.distributed import ALONE, Ranks
+from training.document_rows import LONG_ROW, by_documents
 from training.gradient_sum import GradientSum
 from training.lessons import Lessons, batch_loss, batch_on, rows_of
 from training.losses import IGNORED
@@ -71,8 +72,8 @@ def accumulate_gradients(
             gradients.begin()
         part = batch_on(rows_of(batch, first, min(first + size, count)), device)
         with _precision(precision, device):
-            hidden = model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
-            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons)
+            hidden = _read(model, part)
+            summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons, model.softcap)
         loss = summed.total / labels
         loss.backward()
         total += loss.detach()
@@ -83,6 +84,15 @@ def accumulate_gradients(
     if parts is not None and lessons is not None:
         parts |= {"cross_entropy": ranks.sum_(hard), "divergence": ranks.sum_(soft)}
     return ranks.sum_(total)
+
+
+def _read(model: Decoder, part: Batch) -> Tensor:
+    """Hidden states [B, T, D] of packed rows."""
+    device, tokens = part.input_ids.device, part.input_ids.shape[1]
+    if device.type == "cpu" and tokens > LONG_ROW:
+        # A mask of T x T numbers would be gigabytes at 32k, and most of the products it masks are for nothing.
+        return by_documents(lambda ids, lengths: model(ids), part.input_ids, part.document_ids)
+    return model(part.input_ids, positions=part.positions, document_ids=part.document_ids)
 
 
 def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:

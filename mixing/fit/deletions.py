@@ -6,10 +6,10 @@ import numpy as np
 
 from curation.errors import DataError
 from mixing.deltas import weights_from_deltas
-from mixing.fit.surrogate import LEVEL, Proposal
+from mixing.evidence import LEVEL
+from mixing.fit.proposal import Proposal, central_interval
 from mixing.fit.tables import ProxyTable
 from mixing.paired import student_draws
-from probes.intervals import percentile_interval
 
 SHARE_MATCH = 5e-3
 RESAMPLES = 2000
@@ -48,7 +48,7 @@ def propose_leave_one_out(table: ProxyTable, objective: np.ndarray, *, seed: int
         drawn = weights_from_deltas(draws[:, :, None], shrink=shrink, scale="none")
         intervals = np.zeros((len(table.sources), 2))
         for place, j in enumerate(present):
-            intervals[j] = percentile_interval(drawn[:, place], LEVEL)
+            intervals[j] = central_interval(drawn[:, place], LEVEL)
     proposal = np.zeros(len(table.sources))
     proposal[present] = weights_from_deltas(deltas[:, None], shrink=shrink, scale="none")
     if np.all(deltas <= 0):

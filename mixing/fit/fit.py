@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from curation.atomic import hash_file
 from curation.errors import DataError, RecipeError
-from mixing.fit.deletions import propose_leave_one_out
-from mixing.fit.fixed import temperature_weights, uniform_weights, unimax_weights
+from mixing.evidence import Evidence, unweighed
+from mixing.fit.checks import (
+    FROM_RUNS,
+    METHODS,
+    WITHOUT_RUNS,
+    Runs,
+    check_budget,
+    check_losses,
+    check_method,
+    check_sources,
+    needs_runs,
+    objective_weights,
+    run_warnings,
+    runs_table,
+)
+from mixing.fit.doremi_result import propose_doremi, read_doremi
 from mixing.fit.gaussian_process import EPSILON
+from mixing.fit.influence_table import InfluenceTable, read_influence
+from mixing.fit.loss_posterior import LossPosterior, ProcessPosterior
+from mixing.fit.methods import (
+    UNIMAX_EPOCHS,
+    MethodOptions,
+    propose_from_influence,
+    propose_from_runs,
+    propose_mixmin,
+    propose_without_runs,
+    read_candidates,
+)
+from mixing.fit.probe_likelihoods import ProbeLikelihoods, read_probe_likelihoods
 from mixing.fit.search import Simplex
-from mixing.fit.surrogate import Proposal, objective_weights, propose_log_linear, propose_process
-from mixing.fit.tables import ProxyTable, read_proxy_table
+from mixing.fit.tables import ProxyTable
+from mixing.fit.weighing import weigh
 from mixing.mixture import Mixture, make_mixture
 from mixing.projection import share_bounds
 
-WITHOUT_RUNS = ("uniform", "proportional", "temperature", "unimax")
-FROM_RUNS = ("best-of-n", "leave-one-out", "log-linear", "gaussian-process")
-METHODS = (*WITHOUT_RUNS, *FROM_RUNS)
-UNIMAX_EPOCHS = 4.0
+__all__ = ["METHODS", "fit", "fit_mixture"]
+
+LearnsFrom = ProxyTable | InfluenceTable | ProbeLikelihoods | dict[str, float] | None
 
 
 def fit_mixture(
@@ -30,10 +55,12 @@ def fit_mixture(
     metrics: Path | str | None = None,
     method: str = "gaussian-process",
     *,
+    runs: Runs | None = None,
     sources: Sequence[str] | None = None,
     objective: Mapping[str, float] | None = None,
     available_tokens: Mapping[str, float] | None = None,
     budget_tokens: int | None = None,
+    batch_tokens: int | None = None,
     max_epochs: float | None = None,
     minimum: Mapping[str, float] | None = None,
     maximum: Mapping[str, float] | None = None,
@@ -43,53 +70,93 @@ def fit_mixture(
     prior_strength: float = 0.0,
     epsilon: float = EPSILON,
     shrink: float = 0.5,
+    regmix_candidates: int = 100_000,
+    influence: Path | str | InfluenceTable | None = None,
+    reference: str | None = None,
+    current: Mapping[str, float] | None = None,
+    step: float | None = None,
+    likelihoods: Path | str | ProbeLikelihoods | None = None,
+    doremi: Path | str | None = None,
+    candidates: Mapping[str, Mapping[str, float] | Path | str] | None = None,
+    posterior: LossPosterior | None = None,
 ) -> Mixture:
-    """Find a mixture.
+    """Find a mixture, and what is known about it (`Mixture.evidence`).
 
-    ratios, metrics : tables of proxy runs (`mixing.fit.tables`); methods that need no runs do without
+    ratios, metrics : tables of proxy runs (`mixing.fit.tables`), or `runs`: a table, a folder of both, or one
+                      file that holds both, with `sources`. Methods that do not learn from runs are weighed by
+                      them where they are given.
     method          : one of METHODS
-    objective       : weights of the metrics, lower is better; all equal if not given
+    objective       : weights of the metrics (or of the capabilities of an influence or probe table), lower is
+                      better; all equal if not given
     available_tokens, budget_tokens, max_epochs, minimum, maximum, fixed : limits, as in `mixing.projection`
+    batch_tokens    : of one update; a smaller budget is refused
     temperature     : exponent on size of "temperature"
     prior_strength  : "log-linear": weight of KL to uniform in the objective (Olmix suggests .05 to .1)
-    epsilon         : "gaussian-process": smallest share that matters
+    epsilon         : of the Gaussian processes: smallest share that matters
     shrink          : "leave-one-out": share of uniform in the result
+    regmix_candidates : "regmix": mixtures whose loss is predicted
+    influence, reference, current, step : "influence": table of scores (`mixing.fit.influence_table`), the
+                      reference model that counts, and for a bounded move the mixture to leave and how far
+    likelihoods     : "mixmin": probe texts under one model per source (`mixing.fit.probe_likelihoods`)
+    doremi          : "doremi": the result of a DoReMi run, {"weights": {...}} (`mixing.doremi`)
+    candidates      : other mixtures, by name, which "best" in the evidence compares with
+    posterior       : in place of Gaussian processes, what weighs the mixture
 
     The order of rows and of columns does not change the result. Raises RecipeError and DataError in
     sentences.
     """
-    if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, n=1)
-        raise RecipeError(
-            f"There is no method {method!r}",
-            where="method",
-            remedy=f"Did you mean {near[0]!r}?" if near else f"Methods: {', '.join(METHODS)}",
+    check_method(method)
+    check_budget(budget_tokens, batch_tokens)
+    table, files = _runs(ratios, metrics, runs, sources)
+    if table is None and method in FROM_RUNS:
+        raise needs_runs(method)
+    learned, given = _learned(method, table, influence, reference, likelihoods, doremi)
+    names = _names(learned, table, sources, available_tokens)
+    check_sources(names, available_tokens, fixed, maximum)
+    if table is not None and table.sources != names:
+        raise DataError(
+            f"The proxy runs are of {', '.join(table.sources)}, the table of {method} of {', '.join(names)}",
+            where=", ".join(str(path) for path in (*files, *given)),
+            remedy="Give tables of the same sources",
         )
-    table = _read(ratios, metrics, method, sources, objective)
-    names = _source_names(table, sources, available_tokens)
-    inputs = {Path(p).name: hash_file(p) for p in (ratios, metrics) if table is not None and p is not None}
+    limits = {
+        "available_tokens": available_tokens,
+        "max_epochs": max_epochs if budget_tokens is not None else None,
+        "minimum": minimum,
+        "maximum": maximum,
+        "fixed": fixed,
+    }
+    simplex = _simplex(names, budget_tokens, limits)
+    weigh_by = None if table is None else objective_weights(table.metrics, _known(objective, learned, table))
+    if table is not None and weigh_by is not None and posterior is None and _varies(table, weigh_by):
+        posterior = ProcessPosterior.fit(table, epsilon=epsilon)
+    sizes = None
+    if available_tokens is not None:
+        tokens = np.array([float(available_tokens[name]) for name in names])
+        sizes = tokens / tokens.sum()
+    options = MethodOptions(temperature, prior_strength, shrink, regmix_candidates, current, step)
     if method in WITHOUT_RUNS:
-        weights = _without_runs(method, names, available_tokens, budget_tokens, max_epochs, temperature)
-        proposal = Proposal(np.array([weights[name] for name in names]), None, ())
+        proposal = propose_without_runs(method, names, available_tokens, budget_tokens, max_epochs, options)
+    elif isinstance(learned, InfluenceTable):
+        proposal = propose_from_influence(
+            learned, names, objective_weights(learned.capabilities, objective), options, seed=seed
+        )
+    elif isinstance(learned, ProbeLikelihoods):
+        proposal = propose_mixmin(
+            learned, objective_weights(learned.capabilities, objective), simplex, seed=seed
+        )
+    elif method == "doremi":
+        assert doremi is not None
+        proposal = propose_doremi(read_doremi(doremi), names)
     else:
-        assert table is not None
-        bounds = share_bounds(
-            names,
-            available_tokens=available_tokens,
-            budget_tokens=budget_tokens or 1,
-            max_epochs=max_epochs if budget_tokens is not None else None,
-            minimum=minimum,
-            maximum=maximum,
-            fixed=fixed,
+        assert table is not None and weigh_by is not None
+        check_losses(table, method)
+        constant = None if not _varies(table, weigh_by) else posterior
+        proposal = propose_from_runs(
+            method, table, constant, weigh_by, simplex, sizes, options, epsilon=epsilon, seed=seed
         )
-        low, high = (np.array([b[name] for name in names]) for b in (bounds.low, bounds.high))
-        simplex = Simplex(names, low, high)
-        weigh = objective_weights(table.metrics, objective)
-        proposal = _from_runs(method, table, weigh, simplex, seed, prior_strength, epsilon, shrink)
-        proposal = Proposal(
-            proposal.weights, proposal.intervals, (*proposal.notes, *_warnings(table, method))
-        )
-    return make_mixture(
+    notes = (*proposal.notes, *(run_warnings(table, method) if table is not None else ()))
+    mixture = make_mixture(
         dict(zip(names, proposal.weights.tolist(), strict=True)),
         method=method,
         available_tokens=available_tokens,
@@ -102,159 +169,139 @@ def fit_mixture(
         if proposal.intervals is None
         else {n: (float(i[0]), float(i[1])) for n, i in zip(names, proposal.intervals, strict=True)},
         seed=seed,
-        inputs=inputs,
-        notes=proposal.notes,
+        inputs={path.name: hash_file(path) for path in (*files, *given) if path.is_file()},
+        notes=notes,
     )
+    rivals = _rivals(table, weigh_by, sizes, simplex) | read_candidates(candidates, names)
+    return replace(mixture, evidence=_evidence(mixture, table, weigh_by, posterior, rivals, seed))
 
 
-def _from_runs(
-    method: str,
-    table: ProxyTable,
-    objective: np.ndarray,
-    simplex: Simplex,
-    seed: int,
-    prior_strength: float,
-    epsilon: float,
-    shrink: float,
-) -> Proposal:
-    losses = table.losses[:, objective != 0]
-    if np.all(np.ptp(losses, axis=0) == 0):
-        note = (
-            "The metrics are the same in all runs: nothing tells mixtures apart, so the weights are uniform"
-        )
-        m = len(table.sources)
-        return Proposal(np.full(m, 1 / m), None, (note,))
-    if method == "best-of-n":
-        return _best_of_n(table, objective)
-    if method == "leave-one-out":
-        return propose_leave_one_out(table, objective, seed=seed, shrink=shrink)
-    if method == "log-linear":
-        if table.losses.min() <= 0:
-            raise DataError(
-                "A log-linear law needs losses above zero",
-                where="metrics",
-                remedy="Give losses such as bits per byte, or use gaussian-process",
-            )
-        return propose_log_linear(table, objective, simplex, seed=seed, prior_strength=prior_strength)
-    return propose_process(table, objective, simplex, seed=seed, epsilon=epsilon)
+def fit(runs: Runs, method: str = "gaussian-process", **options: object) -> Mixture:
+    """`fit_mixture` for anybody's proxy runs: `mixing.fit("runs/", method="regmix", max_epochs=4, ...)`.
+
+    runs : a folder with ratios.csv and metrics.csv, the two paths as a tuple, one CSV with `sources=[...]`, or
+           a `ProxyTable`. All options are those of `fit_mixture`.
+    """
+    return fit_mixture(runs=runs, method=method, **options)  # type: ignore[arg-type]
 
 
-def _best_of_n(table: ProxyTable, objective: np.ndarray) -> Proposal:
-    """The mixture with the least observed objective; seeds of one mixture are averaged first."""
-    weights, losses, rows = table.by_mixture()
-    scores = losses @ objective
-    best = int(np.argmin(scores))
-    runs = ", ".join(table.run_ids[row] for row in rows[best])
-    note = (
-        f"Best of {len(rows)} trained mixtures ({runs}); being the least of {len(rows)} noisy "
-        "numbers, its loss "
-        f"{scores[best]:.4f} is on average too good to be true"
-    )
-    return Proposal(weights[best], None, (note,))
-
-
-def _without_runs(
-    method: str,
-    names: tuple[str, ...],
-    available_tokens: Mapping[str, float] | None,
-    budget_tokens: int | None,
-    max_epochs: float | None,
-    temperature: float,
-) -> dict[str, float]:
-    if method == "uniform":
-        return uniform_weights(names)
-    if available_tokens is None:
+def _runs(
+    ratios: Path | str | None, metrics: Path | str | None, runs: Runs | None, sources: Sequence[str] | None
+) -> tuple[ProxyTable | None, tuple[Path, ...]]:
+    if runs is not None:
+        return runs_table(runs, sources)
+    if ratios is None and metrics is None:
+        return None, ()
+    if ratios is None or (metrics is None and not sources):
         raise RecipeError(
-            f"The method {method!r} needs to know how many tokens each source has",
-            where="available_tokens",
-            remedy="Give them, or use uniform",
-        )
-    sizes = {name: float(available_tokens[name]) for name in names}
-    if method == "unimax":
-        if budget_tokens is None:
-            raise RecipeError(
-                "UniMax needs a budget in tokens", where="budget_tokens", remedy="Give the training tokens"
-            )
-        return unimax_weights(sizes, budget_tokens, max_epochs if max_epochs is not None else UNIMAX_EPOCHS)
-    return temperature_weights(sizes, 1.0 if method == "proportional" else temperature)
-
-
-def _read(
-    ratios: Path | str | None,
-    metrics: Path | str | None,
-    method: str,
-    sources: Sequence[str] | None,
-    objective: Mapping[str, float] | None,
-) -> ProxyTable | None:
-    if method in WITHOUT_RUNS and (ratios is None or metrics is None):
-        return None
-    if ratios is None or metrics is None:
-        raise RecipeError(
-            f"The method {method!r} learns from proxy runs",
+            "Proxy runs are two tables, and one is missing",
             where="ratios, metrics",
-            remedy="Give both tables",
+            remedy="Give both tables, or one that holds both together with the names of the sources",
         )
-    table = read_proxy_table(ratios, metrics, sources=sources)
-    if objective is not None:
-        for name, weight in objective.items():
-            if name not in table.metrics:
-                near = difflib.get_close_matches(name, table.metrics, n=1)
-                raise RecipeError(
-                    f"The objective names metric {name!r}, which is not in the table",
-                    where=str(metrics),
-                    remedy=f"Did you mean {near[0]!r}?" if near else f"Metrics: {', '.join(table.metrics)}",
-                )
-            if not np.isfinite(weight) or weight < 0:
-                raise RecipeError(
-                    f"The objective gives {name!r} the weight {weight}",
-                    where="objective",
-                    remedy="Weights are not negative: lower metrics are better",
-                )
-        if sum(objective.values()) <= 0:
-            raise RecipeError("The objective gives no metric a weight", where="objective")
-    return table
+    return runs_table((ratios, metrics) if metrics is not None else ratios, sources)
 
 
-def _source_names(
-    table: ProxyTable | None, sources: Sequence[str] | None, available_tokens: Mapping[str, float] | None
-) -> tuple[str, ...]:
-    if table is not None:
-        names = table.sources
-    elif sources is not None or available_tokens is not None:
-        names = tuple(sorted(sources if sources is not None else available_tokens or ()))
-    else:
-        names = ()
-    if not names:
+def _learned(
+    method: str,
+    table: ProxyTable | None,
+    influence: Path | str | InfluenceTable | None,
+    reference: str | None,
+    likelihoods: Path | str | ProbeLikelihoods | None,
+    doremi: Path | str | None,
+) -> tuple[LearnsFrom, tuple[Path, ...]]:
+    """What the method learns from, and the files that it was read from."""
+    needed = {"influence": influence, "mixmin": likelihoods, "doremi": doremi}
+    if method not in needed:
+        return table, ()
+    given = needed[method]
+    if given is None:
+        option = {"influence": "influence", "mixmin": "likelihoods", "doremi": "doremi"}[method]
         raise RecipeError(
-            "Nobody said which sources there are",
-            where="sources",
-            remedy="Give tables of runs, or tokens by source",
+            f"The method {method!r} learns from a table that nobody gave",
+            where=option,
+            remedy="See docs/mixing.md for what it holds and what makes it",
         )
-    for name in names:
-        if available_tokens is not None and name not in available_tokens:
-            near = difflib.get_close_matches(name, sorted(available_tokens), n=1)
-            raise RecipeError(
-                f"Nobody said how many tokens source {name!r} has",
-                where="available_tokens",
-                remedy=f"Did you mean {near[0]!r}?" if near else "Add it",
-            )
-    return names
+    if isinstance(given, InfluenceTable | ProbeLikelihoods):
+        return given, ()
+    path = Path(given)
+    if method == "influence":
+        return read_influence(path, reference), (path,)
+    if method == "mixmin":
+        return read_probe_likelihoods(path), (path,)
+    return read_doremi(path).weights, (path,)
 
 
-def _warnings(table: ProxyTable, method: str) -> tuple[str, ...]:
-    """What the runs cannot tell, in sentences."""
-    notes = []
-    n, m = table.weights.shape
-    rank = int(np.linalg.matrix_rank(table.weights - table.weights.mean(axis=0), tol=1e-8))
-    if method in ("log-linear", "gaussian-process") and rank < m - 1:
-        fixed = [s for j, s in enumerate(table.sources) if np.ptp(table.weights[:, j]) < 1e-9]
-        still = f"; these never vary: {', '.join(fixed)}" if fixed else ""
-        notes.append(
-            f"{n} runs span {rank} of the {m - 1} directions in which {m} sources can be "
-            f"mixed{still}: along the others "
-            "the weights rest on the method's prior alone"
-        )
-    constant = [name for k, name in enumerate(table.metrics) if np.ptp(table.losses[:, k]) == 0]
-    if constant:
-        notes.append(f"The same in all runs, so without influence: {', '.join(constant)}")
-    return tuple(notes)
+def _names(
+    learned: LearnsFrom,
+    table: ProxyTable | None,
+    sources: Sequence[str] | None,
+    available_tokens: Mapping[str, float] | None,
+) -> tuple[str, ...]:
+    if isinstance(learned, dict):
+        return tuple(sorted(learned))
+    if learned is not None:
+        return learned.sources
+    if table is not None:
+        return table.sources
+    return tuple(sorted(sources if sources is not None else available_tokens or ()))
+
+
+def _simplex(names: tuple[str, ...], budget_tokens: int | None, limits: dict) -> Simplex:
+    bounds = share_bounds(names, budget_tokens=1 if budget_tokens is None else budget_tokens, **limits)
+    return Simplex(names, *(np.array([b[name] for name in names]) for b in (bounds.low, bounds.high)))
+
+
+def _known(
+    objective: Mapping[str, float] | None, learned: LearnsFrom, table: ProxyTable
+) -> Mapping[str, float] | None:
+    """The objective for the runs' metrics; capabilities of another table may be called otherwise."""
+    if learned is table or objective is None or set(objective) <= set(table.metrics):
+        return objective
+    return None
+
+
+def _varies(table: ProxyTable, objective: np.ndarray) -> bool:
+    return bool(np.any(np.ptp(table.losses[:, objective != 0], axis=0) > 0))
+
+
+def _rivals(
+    table: ProxyTable | None, objective: np.ndarray | None, sizes: np.ndarray | None, simplex: Simplex
+) -> dict[str, np.ndarray]:
+    """Uniform, proportional and the best run, as near as the limits allow."""
+    m = len(simplex.sources)
+    rivals = {"uniform": simplex.project(np.full(m, 1 / m))}
+    if sizes is not None:
+        rivals["proportional"] = simplex.project(sizes)
+    if table is not None and objective is not None:
+        weights, losses, _ = table.by_mixture()
+        rivals["best run"] = simplex.project(weights[int(np.argmin(losses @ objective))])
+    return rivals
+
+
+def _evidence(
+    mixture: Mixture,
+    table: ProxyTable | None,
+    objective: np.ndarray | None,
+    posterior: LossPosterior | None,
+    rivals: dict[str, np.ndarray],
+    seed: int,
+) -> Evidence:
+    if table is None or objective is None:
+        return unweighed("No proxy runs were given, so nothing is known about what training on it would give")
+    if posterior is None:
+        found = unweighed("The metrics are the same in all runs")
+        return replace(found, runs=len(table.run_ids), flops=table.flops, seconds=table.seconds)
+    weights = np.array([mixture.weights[name] for name in table.sources])
+    standard = isinstance(posterior, ProcessPosterior)
+    return weigh(
+        weights,
+        posterior,
+        objective,
+        table.metrics,
+        rivals,
+        runs=len(table.run_ids),
+        basis="Gaussian processes on log shares" if standard else type(posterior).__name__,
+        seed=seed,
+        flops=table.flops,
+        seconds=table.seconds,
+    )

@@ -35,6 +35,20 @@ class Simplex:
         )
         return np.array([projected[source] for source in self.sources])
 
+    def project_all(self, weights: np.ndarray) -> np.ndarray:
+        """`project` for many positive mixtures [q, m] at once, by bisection for the common factor of each."""
+        if np.all(self.low <= 0) and np.all(self.high >= 1):
+            return weights / weights.sum(axis=1, keepdims=True)
+        t = np.maximum(weights, 1e-300) / weights.max(axis=1, keepdims=True)
+        low, high = np.full((len(t), 1), -800.0), np.full((len(t), 1), 800.0)  # of log mu
+        with np.errstate(over="ignore"):
+            for _ in range(70):
+                middle = (low + high) / 2
+                total = np.clip(np.exp(middle + np.log(t)), self.low, self.high).sum(axis=1, keepdims=True)
+                low, high = np.where(total < 1, middle, low), np.where(total < 1, high, middle)
+            filled = np.clip(np.exp(high + np.log(t)), self.low, self.high)
+        return filled / filled.sum(axis=1, keepdims=True)
+
     def cloud(self, centres: Sequence[np.ndarray], count: int, seed: int) -> np.ndarray:
         """Allowed mixtures [count, m] around the centres and all over the simplex, by a seed."""
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0xC10D]))

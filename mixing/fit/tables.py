@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,10 @@ import numpy as np
 from curation.errors import DataError, RecipeError
 
 ID_COLUMNS = ("run_id", "run", "index", "name")
-BOOKKEEPING = frozenset({*ID_COLUMNS, "seed", "init_seed", "budget_tokens", "budget_share", "step", ""})
+COSTS = ("flops", "seconds")
+BOOKKEEPING = frozenset(
+    {*ID_COLUMNS, "seed", "init_seed", "budget_tokens", "budget_share", "step", "cpu_seconds", "", *COSTS}
+)
 SHARE_TOLERANCE = 0.01
 LONG_COLUMNS = ("probe", "bits_per_byte")
 
@@ -37,6 +41,7 @@ class ProxyTable:
 
     run_ids [n]; sources [m], sorted; weights float64 [n, m], rows sum to 1;
     metrics [k], sorted; losses float64 [n, k], lower is better; seeds [n] or None when the file has no seeds
+    flops, seconds : spent on all runs together, None where the tables do not say
     """
 
     run_ids: tuple[str, ...]
@@ -45,6 +50,8 @@ class ProxyTable:
     metrics: tuple[str, ...]
     losses: np.ndarray
     seeds: tuple[int, ...] | None = None
+    flops: float | None = None
+    seconds: float | None = None
 
     def mean_loss(self, objective: np.ndarray) -> np.ndarray:
         """The objective of every run [n]: losses times the weights of the metrics."""
@@ -62,19 +69,30 @@ class ProxyTable:
 
 def read_proxy_table(
     ratios: Path | str,
-    metrics: Path | str,
+    metrics: Path | str | None = None,
     *,
     sources: Sequence[str] | None = None,
     select: Sequence[str] | None = None,
 ) -> ProxyTable:
-    """Read and join the two files.
+    """Read and join the two files; or one that holds shares and metrics side by side, for which `sources`
+    says which columns are which.
 
     sources : the source columns; None: every column that is not bookkeeping (which must then hold shares)
     select  : the metrics to use; None: all of them
     Raises DataError on duplicate or unmatched run ids, gaps, shares that do not sum to one and columns that
     are not numbers; RecipeError on unknown names in `sources` and `select`.
     """
-    ratio_rows, metric_rows = _read_csv(Path(ratios)), _read_csv(Path(metrics))
+    if metrics is None:
+        if not sources:
+            raise RecipeError(
+                "One table holds the shares and the metrics, and nobody said which columns are the sources",
+                where=str(ratios),
+                remedy="Name the sources, or give the metrics in a table of their own",
+            )
+        ratio_rows, metric_rows = _split(_read_csv(Path(ratios)), sources)
+        metrics = ratios
+    else:
+        ratio_rows, metric_rows = _read_csv(Path(ratios)), _read_csv(Path(metrics))
     identifier = _shared_id(ratio_rows, metric_rows)
     source_names = _source_columns(ratio_rows, sources)
     shares, seeds = _shares(ratio_rows, identifier, source_names)
@@ -103,7 +121,37 @@ def read_proxy_table(
         metrics=tuple(names),
         losses=np.array([[losses[run][name] for name in names] for run in run_ids]),
         seeds=tuple(seeds[run] for run in run_ids) if seeds else None,
+        **{column: _cost(ratio_rows, identifier, column) for column in COSTS},
     )
+
+
+def _cost(ratios: _Csv, identifier: str, column: str) -> float | None:
+    """The sum of a column of costs; of our own runs, what their folders beside the table say."""
+    if column in ratios.columns:
+        return math.fsum(ratios.number(row, column, row[identifier].strip()) for row in ratios.rows)
+    spent = []
+    for row in ratios.rows:
+        run = row[identifier].strip()
+        if Path(run).name != run:  # ids are anybody's; nothing outside the folder is read
+            return None
+        try:
+            value = json.loads((ratios.path.parent / run / "result.json").read_text(encoding="utf-8"))
+            spent.append(float(value[column]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return math.fsum(spent)
+
+
+def _split(table: _Csv, sources: Sequence[str]) -> tuple[_Csv, _Csv]:
+    """A table of shares and one of metrics from a table that holds both."""
+    _check_known(sources, [c for c in table.columns if c not in BOOKKEEPING], "source", str(table.path))
+    keep = [c for c in table.columns if c in sources or c in BOOKKEEPING]
+    rest = [c for c in table.columns if c not in sources]
+
+    def part(columns: list[str]) -> _Csv:
+        return _Csv(table.path, tuple(columns), [{c: row[c] for c in columns} for row in table.rows])
+
+    return part(keep), part(rest)
 
 
 @dataclass(frozen=True)
@@ -192,6 +240,10 @@ def _shares(
     seeds: dict[str, int] = {}
     for row in ratios.rows:
         run = row[identifier].strip()
+        if not run:
+            raise DataError(
+                f"A run has no {identifier}", where=str(ratios.path), remedy="Give every run an id of its own"
+            )
         if run in shares:
             raise DataError(
                 f"Run {run!r} is there twice",

@@ -1,9 +1,14 @@
-"""Influence: how much each training document lowers the loss on a probe, and the mixture that follows from
-              it.
+"""Influence: how much each training document lowers the loss on a probe, and the mixture that follows from it.
 
-directions = probe_directions(model, {"code": probe_documents}, preconditioner="identity")
-scores = score(model, sample_documents, directions)
-weights = mixture_weights(joint_benefit(scores.table("code", checkpoint=1000)))
+With any causal model of transformers, its tokenizer and lists of texts:
+
+    directions = probe_directions(model, {"code": texts}, preconditioner="ekfac", tokenizer=tokenizer)
+    scores = score(model, samples, directions, tokenizer=tokenizer)
+    table = scores.table()                                  # document, source, capability, tokens, benefit
+    colours = token_benefit(model, samples[0], directions, tokenizer=tokenizer)
+
+Documents may come as token ids instead (`SampleDocument`), then no tokenizer is needed; weights follow by
+`mixture_weights(joint_benefit(scores.table("code", checkpoint=1000)))`.
 """
 
 from mixing.influence.adapters import DecoderAdapter, LossAdapter, TransformersAdapter, adapt
@@ -26,6 +31,7 @@ from mixing.influence.files import score_files
 from mixing.influence.joint import checkpoint_weights, joint_benefit
 from mixing.influence.score import BENEFIT_SCHEMA, Scores, score
 from mixing.influence.summary import summarise
+from mixing.influence.token_benefit import token_benefit
 from mixing.influence.weights import (
     SourceWeight,
     benefit_table,
@@ -65,5 +71,6 @@ __all__ = [
     "score",
     "score_files",
     "summarise",
+    "token_benefit",
     "trust_region_weights",
 ]

@@ -49,6 +49,15 @@ class LossAdapter(nn.Module):
         """Within it, attention is made of plain operations: fused kernels have no forward derivative."""
         yield
 
+    def context(self, wanted: int) -> int:
+        """`wanted` tokens in a row, or as many as the model has positions for."""
+        return wanted
+
+    @property
+    def packs(self) -> bool:
+        """Whether the model keeps several documents of one row apart (RowBatch.segments)."""
+        return False
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -68,8 +77,10 @@ class DecoderAdapter(LossAdapter):
     model: Decoder
 
     def hidden(self, batch: RowBatch) -> Tensor:
-        """Final hidden states [B, T, dim]. Rows are padded on the right, so the causal mask is enough."""
-        return self.model(batch.input_ids)
+        """Final hidden states [B, T, dim]. Rows are padded on the right, so the causal mask is enough for them."""
+        if batch.segments is None:
+            return self.model(batch.input_ids)
+        return self.model(batch.input_ids, batch.positions, batch.segments)
 
     def logits(self, batch: RowBatch) -> Tensor:
         return self.model.logits(self.hidden(batch))
@@ -89,6 +100,10 @@ class DecoderAdapter(LossAdapter):
 
     def matrix_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(("embed_tokens.weight", self.model.output_weight_name)))
+
+    @property
+    def packs(self) -> bool:
+        return True
 
     @property
     def vocabulary(self) -> int:
@@ -120,6 +135,10 @@ class TransformersAdapter(LossAdapter):
         valid = batch.labels != IGNORED
         chosen = logits.gather(-1, batch.labels.clamp(min=0)[..., None])[..., 0]
         return torch.where(valid, logits.logsumexp(-1) - chosen, 0.0)
+
+    def context(self, wanted: int) -> int:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return min(wanted, limit) if isinstance(limit, int) and limit > 0 else wanted
 
     def matrix_names(self) -> tuple[str, ...]:
         model: Any = self.model

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mixing.influence.documents import BatchPlan, Tokenized, check_vocabulary
 from mixing.influence.ekfac import ekfac_directions
 from mixing.influence.explicit import weighted_gradient
 from mixing.influence.scorers import Vectors, norm
+from mixing.influence.texts import Samples, as_documents, document_keys
 
 Preconditioner = Literal["identity", "adam", "datainf", "ekfac"]
 SECOND = "exp_avg_sq."  # before the parameter's name in optimizer.safetensors
@@ -48,6 +49,7 @@ class Direction:
     probe_tokens: int
     probe_loss: float
     forward_tokens: float = 0.0  # what it cost: tokens times forward passes
+    probe_keys: frozenset[str] = frozenset()  # by which `score` finds probe documents among the samples
 
     @property
     def norm(self) -> float:
@@ -138,13 +140,19 @@ def probe_gradient(
     parameters: Parameters = "all",
     context: int = 1024,
     batch_tokens: int = 4096,
+    name: str = "",
 ) -> tuple[Vectors, float, int]:
-    """Gradient of the mean loss over all targets of `probe`, that mean in nats, and their number."""
+    """Gradient of the mean loss over all targets of `probe`, that mean in nats, and their number.
+
+    name : of the probe, for errors
+    Raises DataError when it is empty, has tokens that the model lacks, or its loss is not finite.
+    """
+    where = f"probe {name}" if name else "influence"
     adapter = adapt(model)
     check_vocabulary(probe, adapter.vocabulary)
     plan = BatchPlan(
         probe,
-        context=context,
+        context=adapter.context(context),
         windows="all",
         reduction="corpus",
         batch_tokens=batch_tokens,
@@ -152,7 +160,7 @@ def probe_gradient(
     )
     if plan.targets == 0:
         raise DataError(
-            "The probe set is empty", where="influence", remedy="Give it documents of two tokens or more"
+            "The probe set is empty", where=where, remedy="Give it documents of two tokens or more"
         )
     names = choose_parameters(adapter, parameters)
     total: Vectors = {}
@@ -166,7 +174,7 @@ def probe_gradient(
     if not np.isfinite(loss):
         raise DataError(
             "The loss on the probe set is not finite",
-            where="influence",
+            where=where,
             remedy="Look at the checkpoint: its training may have diverged",
         )
     return total, loss, plan.targets
@@ -174,20 +182,25 @@ def probe_gradient(
 
 def probe_directions(
     model: nn.Module,
-    probes: Mapping[str, Sequence[Tokenized]],
+    probes: Mapping[str, Samples],
     preconditioner: Preconditioner = "identity",
     *,
     parameters: Parameters = "all",
     moments: AdamMoments | None = None,
-    curvature: Sequence[Tokenized] | None = None,
+    curvature: Samples | None = None,
     damping: float = DATAINF_DAMPING,
     context: int = 1024,
     batch_tokens: int = 4096,
+    tokenizer: Any = None,
 ) -> dict[str, Direction]:
-    """One direction for each probe set, in the order of `probes`.
+    """One direction for each probe set, in the order of `probes`. All share one measurement of the curvature.
+
+    probes    : name -> documents as token ids, or texts (with the model's `tokenizer`)
 
     moments   : for "adam", the optimizer state of the same checkpoint (`load_adam_moments`)
-    curvature : for "datainf" and "ekfac", training documents whose gradients make the curvature
+    curvature : for "datainf" and "ekfac", training documents whose gradients make the curvature. "ekfac" without
+                them takes the documents of all probes, which give it inputs only: its labels are drawn from the
+                model. "datainf" would take their own gradients as noise to be damped, so it insists on others.
     damping   : for those two, the share of the mean curvature that is added to its diagonal
     """
     if preconditioner not in PRECONDITIONERS:
@@ -198,26 +211,37 @@ def probe_directions(
     if not probes:
         raise RecipeError("There is no probe set", where="influence", remedy="Give at least one")
     adapter = adapt(model)
-    gradients, facts = {}, {}
-    for name, probe in probes.items():
+    gradients, facts, keys = {}, {}, {}
+    documents = {
+        name: as_documents(p, tokenizer, adapter.vocabulary, with_end=False, what=f"probe {name}")
+        for name, p in probes.items()
+    }
+    for name, probe in documents.items():
         gradients[name], loss, tokens = probe_gradient(
-            adapter, probe, parameters=parameters, context=context, batch_tokens=batch_tokens
+            adapter, probe, parameters=parameters, context=context, batch_tokens=batch_tokens, name=name
         )
         facts[name] = (len(probe), tokens, loss)
+        keys[name] = frozenset(key for document in probe for key in document_keys(document)[:2])
     spent = 0.0
     if preconditioner == "adam":
         if moments is None:
             raise _no_moments("the model")
         gradients = {name: moments.precondition(g) for name, g in gradients.items()}
     elif preconditioner != "identity":
-        if not curvature:
+        if curvature:
+            measured = as_documents(curvature, tokenizer, adapter.vocabulary, with_end=True, what="curvature")
+        elif preconditioner == "ekfac":
+            measured = [document for probe in documents.values() for document in probe]
+        else:
             raise RecipeError(
                 f"The preconditioner {preconditioner} needs training documents to measure the curvature on",
                 where="influence.preconditioner",
                 remedy="Give `curvature`, or choose identity or adam",
             )
         solve = ekfac_directions if preconditioner == "ekfac" else datainf_directions
-        gradients, spent = solve(adapter, gradients, curvature, damping=damping, context=context)
+        gradients, spent = solve(
+            adapter, gradients, measured, damping=damping, context=adapter.context(context)
+        )
     return {
         name: Direction(
             name,
@@ -225,6 +249,7 @@ def probe_directions(
             v,
             *facts[name],
             forward_tokens=3.0 * facts[name][1] + spent / len(gradients),
+            probe_keys=keys[name],
         )
         for name, v in gradients.items()
     }

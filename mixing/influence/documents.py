@@ -1,13 +1,14 @@
 """Tokenised documents, the rows they are cut into, and padded batches of rows.
 
-A row never mixes documents, rows are sorted by length before they are batched, and every row carries the
-weight of its tokens, so that the value of a document depends neither on its neighbours nor on padding nor
-on order.
+Rows are sorted by length before they are batched, and every piece of a document carries the weight of its
+tokens, so that the value of a document depends neither on its neighbours nor on padding nor on order. A row is
+one piece of one document, or, packed, several that do not see each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -58,13 +59,14 @@ class Row:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows padded on the right to one length T.
+    """Rows padded on the right to one length T; S pieces of documents, one in each row unless they are packed.
 
     input_ids : int64 [B, T]
     labels    : int64 [B, T], the next token; -100 on padding
-    positions : int64 [B, T], counted from the row's start
-    weights   : float64 [B], what the loss of one target of the row counts in the loss of its document
-    documents : index of each row's document
+    positions : int64 [B, T], counted from the piece's start
+    weights   : float64 [S], what the loss of one target of the piece counts in the loss of its document
+    documents : index of each piece's document
+    segments  : int64 [B, T], the piece that a token belongs to, S on padding; None: row r is piece r
     """
 
     input_ids: Tensor
@@ -72,6 +74,29 @@ class RowBatch:
     positions: Tensor
     weights: Tensor
     documents: tuple[int, ...]
+    segments: Tensor | None = None
+
+    def part(self, first: int, last: int) -> RowBatch:
+        """Rows first ... last - 1 of a batch that is not packed."""
+        return RowBatch(
+            self.input_ids[first:last],
+            self.labels[first:last],
+            self.positions[first:last],
+            self.weights[first:last],
+            self.documents[first:last],
+        )
+
+    def by_document(self, values: Tensor) -> Tensor:
+        """Values of tokens [B, T] or [B, T, k], 0 on padding, to weighted sums of the pieces: float64 [S(, k)]."""
+        if self.segments is None:
+            sums = values.sum(1, dtype=torch.float64)
+        else:
+            sums = torch.zeros(
+                len(self.documents) + 1, *values.shape[2:], dtype=torch.float64, device=values.device
+            )
+            sums.index_add_(0, self.segments.flatten(), values.flatten(0, 1).double())
+            sums = sums[:-1]
+        return sums * (self.weights if values.dim() == 2 else self.weights[:, None])
 
     @property
     def tokens(self) -> int:
@@ -104,38 +129,74 @@ def target_counts(documents: Sequence[Tokenized], rows: Sequence[Row]) -> np.nda
     return counts
 
 
-def plan_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
+def plan_batches(rows: Sequence[Sequence[Row]], batch_tokens: int) -> list[list[Sequence[Row]]]:
     """Rows of similar length together, at most `batch_tokens` tokens with padding (one row at least)."""
-    batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda r: (r.tokens, r.document, r.start)):
-        if batches and row.tokens * (len(batches[-1]) + 1) <= batch_tokens:
+    batches: list[list[Sequence[Row]]] = []
+    for row in sorted(rows, key=lambda r: (row_tokens(r), r[0].document, r[0].start)):
+        if batches and row_tokens(row) * (len(batches[-1]) + 1) <= batch_tokens:
             batches[-1].append(row)
         else:
             batches.append([row])
     return batches
 
 
+def row_tokens(row: Sequence[Row]) -> int:
+    """Tokens of a row's pieces together."""
+    return sum(piece.tokens for piece in row)
+
+
+def pack_rows(rows: Sequence[Row], context: int) -> list[list[Row]]:
+    """Rows of at most `context` tokens made of whole pieces: the longest first, each into the fullest that fits.
+
+    >>> [[r.tokens for r in row] for row in pack_rows([Row(i, 0, n + 1) for i, n in enumerate((3, 7, 2))], 10)]
+    [[7, 3], [2]]
+    """
+    packed: list[list[Row]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), in rising order
+    for row in sorted(rows, key=lambda r: (-r.tokens, r.document, r.start)):
+        at = bisect_left(room, (row.tokens, -1))
+        if at == len(room):
+            packed.append([row])
+            insort(room, (context - row.tokens, len(packed) - 1))
+            continue
+        left, index = room.pop(at)
+        packed[index].append(row)
+        insort(room, (left - row.tokens, index))
+    return packed
+
+
 def make_batch(
-    documents: Sequence[Tokenized], rows: Sequence[Row], row_weights: Sequence[float], device: torch.device
+    documents: Sequence[Tokenized],
+    rows: Sequence[Sequence[Row]],
+    weights: Sequence[float],
+    device: torch.device,
 ) -> RowBatch:
-    """Pad `rows` into one batch; `row_weights` gives the weight of one target of each row."""
-    width = max(row.tokens for row in rows)
+    """Pad `rows`, each of one or more pieces, into one batch; `weights` are of one target of each piece."""
+    width = max(sum(piece.tokens for piece in row) for row in rows)
+    pieces = [piece for row in rows for piece in row]
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    positions = torch.arange(width).repeat(len(rows), 1)
+    segments = torch.full((len(rows), width), len(pieces), dtype=torch.int64)
+    number = 0
     for at, row in enumerate(rows):
-        tokens = torch.as_tensor(
-            np.asarray(documents[row.document].ids[row.start : row.stop], dtype=np.int64)
-        )
-        ids[at, : row.tokens] = tokens[:-1]
-        labels[at, : row.tokens] = tokens[1:]
-    positions = torch.arange(width).expand(len(rows), width)
-    weights = torch.tensor(row_weights, dtype=torch.float64)
+        begin = 0
+        for piece in row:
+            tokens = torch.as_tensor(
+                np.asarray(documents[piece.document].ids[piece.start : piece.stop], dtype=np.int64)
+            )
+            end = begin + piece.tokens
+            ids[at, begin:end], labels[at, begin:end] = tokens[:-1], tokens[1:]
+            positions[at, begin:] -= int(positions[at, begin])
+            segments[at, begin:end] = number
+            begin, number = end, number + 1
     return RowBatch(
         ids.to(device),
         labels.to(device),
         positions.to(device),
-        weights.to(device),
-        tuple(r.document for r in rows),
+        torch.tensor(weights, dtype=torch.float64).to(device),
+        tuple(piece.document for piece in pieces),
+        segments.to(device) if len(pieces) > len(rows) else None,
     )
 
 
@@ -145,6 +206,7 @@ class BatchPlan:
     reduction : "mean" makes the loss of a document the mean over its targets (the natural reading of the
                 paper, which multiplies by the token count in Eq. 6), "sum" their sum, "corpus" the share of
                 the document in the mean over all targets of all documents.
+    pack      : put several pieces into one row, for models that keep them apart (RowBatch.segments)
     """
 
     def __init__(
@@ -156,6 +218,7 @@ class BatchPlan:
         reduction: Literal["mean", "sum", "corpus"],
         batch_tokens: int,
         device: torch.device,
+        pack: bool = False,
     ) -> None:
         self.documents, self.device = documents, device
         rows = cut_rows(documents, context, windows)
@@ -166,7 +229,8 @@ class BatchPlan:
         total = max(int(self.counts.sum()), 1)
         weight = {"mean": 1.0 / np.maximum(self.counts, 1), "sum": np.ones(len(documents))}
         self._weights = weight.get(reduction, np.full(len(documents), 1.0 / total))
-        self._batches = plan_batches(rows, batch_tokens)
+        packed = pack_rows(rows, context) if pack else [[row] for row in rows]
+        self._batches = plan_batches(packed, batch_tokens)
 
     @property
     def targets(self) -> int:
@@ -176,14 +240,24 @@ class BatchPlan:
     @property
     def read_tokens(self) -> int:
         """Tokens of one pass, padding included."""
-        return sum(len(batch) * max(row.tokens for row in batch) for batch in self._batches)
+        return sum(len(batch) * max(row_tokens(row) for row in batch) for batch in self._batches)
+
+    def with_starts(self) -> Iterator[tuple[RowBatch, int]]:
+        """The batches of a plan with one row in each, and where in its document the row starts."""
+        for rows, batch in zip(self._batches, self, strict=True):
+            yield batch, rows[0][0].start
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max((row_tokens(row) for batch in self._batches for row in batch), default=0)
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[RowBatch]:
         for rows in self._batches:
-            weights = [float(self._weights[row.document]) for row in rows]
+            weights = [float(self._weights[piece.document]) for row in rows for piece in row]
             yield make_batch(self.documents, rows, weights, self.device)
 
 

@@ -1,9 +1,8 @@
-"""One backward pass per row and a dot product: the slow exact way that asks nothing of the model."""
+"""One backward pass per document and a dot product: the slow exact way that asks nothing of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,9 +13,10 @@ from mixing.influence.scorers import Vectors, dot, weigh
 
 
 class Explicit:
-    """Each row's own gradient, made, multiplied with every direction, and dropped."""
+    """Each piece's own gradient, made, multiplied with every direction, and dropped."""
 
     name = "explicit"
+    packs = True
 
     def __init__(self, adapter: LossAdapter, directions: Sequence[Vectors]) -> None:
         self.adapter, self.directions = adapter, list(directions)
@@ -36,15 +36,19 @@ class Explicit:
 
 
 def single_row(batch: RowBatch, at: int) -> RowBatch:
-    """Row `at` alone, without its padding."""
-    width = int((batch.labels[at] >= 0).sum())
-    return replace(
-        batch,
-        input_ids=batch.input_ids[at : at + 1, :width],
-        labels=batch.labels[at : at + 1, :width],
-        positions=batch.positions[at : at + 1, :width],
-        weights=batch.weights[at : at + 1],
-        documents=batch.documents[at : at + 1],
+    """Piece `at` alone, without padding and neighbours."""
+    if batch.segments is None:
+        mine = (torch.arange(len(batch.labels), device=batch.labels.device) == at)[:, None] & (
+            batch.labels >= 0
+        )
+    else:
+        mine = batch.segments == at
+    return RowBatch(
+        batch.input_ids[mine][None],
+        batch.labels[mine][None],
+        batch.positions[mine][None],
+        batch.weights[at : at + 1],
+        batch.documents[at : at + 1],
     )
 
 

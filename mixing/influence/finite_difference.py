@@ -28,35 +28,39 @@ STEPS: dict[torch.dtype, tuple[float, ...]] = {
 
 
 class FiniteDifference:
-    """2 F for each direction (central), or 1 F and another for all together (one-sided)."""
+    """2 F for each direction (central), or 1 F and another for all together (one-sided).
+
+    The moved weights are made once: one copy of the moved parameters for each step away from the checkpoint.
+    """
 
     def __init__(
         self, adapter: LossAdapter, directions: Sequence[Vectors], step: float, side: Side = "central"
     ) -> None:
-        self.adapter, self.step, self.side = adapter, step, side
+        self.adapter, self.step, self.side, self.packs = adapter, step, side, adapter.packs
         self.name = "finite_difference" if side == "central" else "finite_difference_one_sided"
         self.lengths = [norm(vectors) for vectors in directions]
-        self._tangents = [named_for(adapter, vectors) for vectors in directions]
+        tangents = [named_for(adapter, vectors) for vectors in directions]
+        own = dict(adapter.named_parameters())
+        ways = (step, -step) if side == "central" else (step,)
+        with torch.no_grad():
+            self._moved = [
+                [{n: torch.add(own[n], v, alpha=way / length) for n, v in t.items()} for way in ways]
+                for t, length in zip(tangents, self.lengths, strict=True)
+            ]
 
     @property
     def forwards(self) -> float:
         return 2.0 * len(self.lengths) if self.side == "central" else 1.0 + len(self.lengths)
 
-    def _losses(self, batch: RowBatch, direction: int, distance: float) -> Tensor:
-        own = dict(self.adapter.named_parameters())
-        factor = distance / self.lengths[direction]
-        weights = {name: own[name] + factor * v for name, v in self._tangents[direction].items()}
-        return functional_call(self.adapter, weights, (batch,))
-
     @torch.no_grad()
     def token_derivatives(self, batch: RowBatch, direction: int, base: Tensor | None = None) -> Tensor:
         """Derivative of each target's own loss [B, T], float64."""
-        ahead = self._losses(batch, direction, self.step).double()
+        losses = [functional_call(self.adapter, w, (batch,)).double() for w in self._moved[direction]]
         if self.side == "central":
-            behind, width = self._losses(batch, direction, -self.step).double(), 2 * self.step
-        else:
-            behind, width = (self.adapter(batch) if base is None else base).double(), self.step
-        return (ahead - behind) * (self.lengths[direction] / width)
+            ahead, behind = losses
+            return (ahead - behind) * (self.lengths[direction] / (2 * self.step))
+        behind = (self.adapter(batch) if base is None else base).double()
+        return (losses[0] - behind) * (self.lengths[direction] / self.step)
 
     @torch.no_grad()
     def rows(self, batch: RowBatch) -> Tensor:

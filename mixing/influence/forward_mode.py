@@ -23,7 +23,7 @@ class ForwardMode:
     name = "forward"
 
     def __init__(self, adapter: LossAdapter, directions: Sequence[Vectors]) -> None:
-        self.adapter = adapter
+        self.adapter, self.packs = adapter, adapter.packs
         self.tangents = [named_for(adapter, vectors) for vectors in directions]
 
     @property

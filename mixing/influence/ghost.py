@@ -4,14 +4,14 @@ direction>.
 For a layer y = f(x; w) the gradient of a loss L with respect to w, multiplied with v, is <dL/dy, (df/dw)
 v>. A forward hook keeps x, a gradient hook receives dL/dy, and no gradient of a weight is ever made. For a
 matrix (df/dw) v = x V', so one direction costs a forward pass, half a backward pass (no weight gradients)
-and one product with V: 3 F exact, 2 F and a little with V of low rank. Norms and any other layer that owns
+and one product with V: (2 + k) F for k directions, 2 F and a little with low rank
+(mixing.influence.low_rank). Norms and any other layer that owns
 its parameters go through a forward-mode derivative of that layer alone, so they need not be known by kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,60 +20,49 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from mixing.influence.adapters import CHUNK_LOGITS, DecoderAdapter, LossAdapter
+from mixing.influence.contraction import Contraction
 from mixing.influence.documents import RowBatch
 from mixing.influence.scorers import UnknownLayerError, Vectors, weigh
 
-
-@dataclass(frozen=True)
-class Matrix:
-    """A direction V [O, I] of a weight, whole or as left [O, r] @ right [r, I]."""
-
-    whole: Tensor
-    left: Tensor | None = None
-    right: Tensor | None = None
-
-    def pair(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """<gradient, V x> along the last axis: [..., O] and [..., I] to [...]."""
-        if self.left is None or self.right is None:
-            return (F.linear(x, self.whole) * gradient).sum(-1, dtype=torch.float64)
-        return (F.linear(x, self.right) * (gradient @ self.left)).sum(-1, dtype=torch.float64)
-
-    def apply(self, x: Tensor) -> Tensor:
-        """V x along the last axis: [..., I] to [..., O]."""
-        if self.left is None or self.right is None:
-            return F.linear(x, self.whole)
-        return F.linear(F.linear(x, self.right), self.left)
+# Called with (parameter's name, inputs [N, I], output gradients [N, O]) to learn what the hooks see.
+See = Callable[[str, Tensor, Tensor], None]
 
 
-def low_rank(matrix: Tensor, energy: float) -> Matrix:
-    """The smallest rank that keeps the share `energy` of the squared norm; whole if that saves nothing."""
-    rows, columns = matrix.shape
-    tall = rows >= columns
-    wide = matrix.double()
-    values, vectors = torch.linalg.eigh(wide.T @ wide if tall else wide @ wide.T)
-    kept = values.clamp(min=0).flip(0).cumsum(0)
-    rank = int((kept < energy * kept[-1]).sum()) + 1
-    if rank * (rows + columns) > 0.5 * rows * columns:
-        return Matrix(matrix)
-    basis = vectors[:, -rank:]
-    left, right = (wide @ basis, basis.T) if tall else (basis, basis.T @ wide)
-    return Matrix(matrix, left.to(matrix.dtype).contiguous(), right.to(matrix.dtype).contiguous())
+def matrix_directions(adapter: LossAdapter, vectors: Sequence[Vectors]) -> dict[str, Tensor]:
+    """Directions [k, O, I] of the weights of linear layers and of our decoder's output weight, by name."""
+    own = adapter.named()
+    names = {id(p): n for n, p in own.items()}
+    linear = {names[id(m.weight)] for m in adapter.model.modules() if type(m) is nn.Linear}
+    if isinstance(adapter, DecoderAdapter):
+        linear.add(adapter.model.output_weight_name)
+    return {
+        name: torch.stack(
+            [v[name].to(own[name]) if name in v else torch.zeros_like(own[name]) for v in vectors]
+        )
+        for name in sorted(linear)
+        if any(name in v for v in vectors)
+    }
 
 
 class Ghost:
     """Hooks on every layer that owns a parameter of a direction. Rows must not share a batch row.
 
-    energy : None keeps the directions whole (exact); a share such as 0.999 replaces each matrix by the
-             lowest rank that keeps that share of its squared norm
+    contractions : for each matrix of `matrix_directions`, how <g, V x> is made; None: whole, which is exact
     Raises UnknownLayerError for parameters that no layer owns by itself, and for layers whose output is not
     one tensor with the batch as first axis.
     """
 
+    packs = False
+
     def __init__(
-        self, adapter: LossAdapter, directions: Sequence[Vectors], energy: float | None = None
+        self,
+        adapter: LossAdapter,
+        directions: Sequence[Vectors],
+        contractions: Mapping[str, Contraction] | None = None,
+        see: See | None = None,
     ) -> None:
-        self.adapter, self.energy, self.count = adapter, energy, len(directions)
-        self.name = "ghost" if energy is None else "ghost_low_rank"
+        self.adapter, self.count, self.see = adapter, len(directions), see
+        self.name = "ghost" if contractions is None else "ghost_low_rank"
         own = adapter.named()
         names = {id(p): n for n, p in own.items()}
         self.names = {n for vectors in directions for n in vectors}
@@ -81,9 +70,10 @@ class Ghost:
             {n: v.to(device=own[n].device, dtype=own[n].dtype) for n, v in vectors.items()}
             for vectors in directions
         ]
-        self._matrices: list[dict[str, Matrix]] = [
-            {n: self._matrix(v) for n, v in vectors.items() if v.dim() == 2} for vectors in self._vectors
-        ]
+        if contractions is None:
+            whole = matrix_directions(adapter, directions)
+            contractions = {name: Contraction(whole=v) for name, v in whole.items()}
+        self.matrices = {n: c.cast(own[n].dtype) for n, c in contractions.items()}
         self._layers: list[tuple[nn.Module, dict[str, str]]] = []
         for layer in adapter.model.modules():
             owned = {local: names[id(p)] for local, p in layer.named_parameters(recurse=False)}
@@ -96,23 +86,16 @@ class Ghost:
                 )
             self._layers.append((layer, owned))
 
-    def _matrix(self, vector: Tensor) -> Matrix:
-        return Matrix(vector) if self.energy is None else low_rank(vector, self.energy)
-
     @property
     def forwards(self) -> float:
         """Forward, half a backward, and the products with the directions by their share of the work."""
-        whole = sum(m.whole.numel() for ms in self._matrices for m in ms.values())
-        if whole == 0:
-            return 2.0 + self.count
-        used = sum(
-            m.whole.numel() if m.left is None or m.right is None else m.left.numel() + m.right.numel()
-            for ms in self._matrices
-            for m in ms.values()
-        )
-        return 2.0 + self.count * used / whole
+        own = self.adapter.named()
+        model = sum(own[n].numel() for n in self.matrices)
+        return 2.0 + sum(m.products for m in self.matrices.values()) / max(model, 1)
 
     def rows(self, batch: RowBatch) -> Tensor:
+        if batch.segments is not None:
+            raise UnknownLayerError("hooks cannot tell documents of one row apart")
         run = _Run(self, batch)
         handles = [
             layer.register_forward_hook(run.hook(owned), with_kwargs=True) for layer, owned in self._layers
@@ -167,27 +150,51 @@ class _Run:
         self, layer: nn.Module, owned: dict[str, str], args: tuple, kwargs: dict, gradient: Tensor
     ) -> None:
         with torch.no_grad():
-            for k in range(self.ghost.count):
-                product = self._product(layer, owned, args, kwargs, gradient.detach(), k)
-                self.values[:, k] += product.flatten(1).sum(-1, dtype=torch.float64)
+            self.values += self._products(layer, owned, args, kwargs, gradient.detach())
+
+    def _products(
+        self, layer: nn.Module, owned: dict[str, str], args: tuple, kwargs: dict, gradient: Tensor
+    ) -> Tensor:
+        """What one layer adds, float64 [B, k]."""
+        ghost = self.ghost
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        if type(layer) is nn.Linear and args:
+            found = torch.zeros_like(self.values)
+            matrix = ghost.matrices.get(owned.get("weight", ""))
+            if "weight" in owned and ghost.see is not None:
+                ghost.see(owned["weight"], args[0].flatten(0, -2), gradient.flatten(0, -2))
+            if matrix is not None:
+                parts = matrix.pair(matrix.inward(args[0]), gradient)
+                found += parts.flatten(1, -2).sum(1, dtype=torch.float64)
+            if "bias" in owned:
+                zero = torch.zeros_like(layer.bias)
+                slopes = torch.stack([v.get(owned["bias"], zero) for v in ghost._vectors], -1).to(wide)
+                found += gradient.flatten(1, -2).to(wide).sum(1).double() @ slopes.double()
+            return found
+        columns = [
+            self._product(layer, owned, args, kwargs, gradient, vectors)
+            .flatten(1)
+            .sum(-1, dtype=torch.float64)
+            for vectors in ghost._vectors
+        ]
+        return torch.stack(columns, -1)
 
     def _product(
-        self, layer: nn.Module, owned: dict[str, str], args: tuple, kwargs: dict, gradient: Tensor, k: int
+        self,
+        layer: nn.Module,
+        owned: dict[str, str],
+        args: tuple,
+        kwargs: dict,
+        gradient: Tensor,
+        vectors: Vectors,
     ) -> Tensor:
-        vectors, matrices = self.ghost._vectors[k], self.ghost._matrices[k]
         known = {local: name for local, name in owned.items() if name in vectors}
         if not known:  # another of the directions moves this layer
             return gradient.new_zeros(len(gradient), 1)
-        if type(layer) is nn.Linear and args:
-            total = gradient.new_zeros(gradient.shape[:-1], dtype=torch.float64)
-            if "weight" in known:
-                total = matrices[known["weight"]].pair(gradient, args[0])
-            if "bias" in known:
-                total = total + gradient.double() @ vectors[known["bias"]].double()
-            return total
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         if type(layer) is nn.Embedding and args and "weight" in known:
-            return (F.embedding(args[0], vectors[known["weight"]]) * gradient).sum(-1, dtype=torch.float64)
-        return self._own_derivative(layer, known, vectors, args, kwargs) * gradient
+            return (F.embedding(args[0], vectors[known["weight"]]) * wide).sum(-1)
+        return self._own_derivative(layer, known, vectors, args, kwargs) * wide
 
     def _own_derivative(
         self, layer: nn.Module, known: dict[str, str], vectors: Vectors, args: tuple, kwargs: dict
@@ -212,6 +219,7 @@ class _Run:
         """
         name, weight = adapter.model.output_weight_name, adapter.model.output_weight
         self.seen.add(name)
+        matrix = self.ghost.matrices.get(name)
         gradient = torch.zeros_like(hidden)
         where = (self.batch.labels >= 0).nonzero()
         step = max(1, CHUNK_LOGITS // weight.shape[0])
@@ -222,7 +230,8 @@ class _Run:
             slope[torch.arange(len(y), device=y.device), y] -= 1.0
             slope = (slope * self.batch.weights[rows, None].to(slope.dtype)).to(weight.dtype)
             gradient[rows, columns] = slope @ weight
-            for k in range(self.ghost.count):
-                if name in self.ghost._matrices[k]:
-                    self.values[:, k].index_add_(0, rows, self.ghost._matrices[k][name].pair(slope, h))
+            if self.ghost.see is not None:
+                self.ghost.see(name, h, slope)
+            if matrix is not None:
+                self.values.index_add_(0, rows, matrix.pair(matrix.inward(h), slope).double())
         return gradient

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from curation.errors import DataError
@@ -17,9 +16,13 @@ Vectors = dict[str, Tensor]  # parameter name -> a tensor of its shape; a missin
 
 
 class Scorer(Protocol):
-    """`rows` gives float64 [B, k]: the weighted derivative of each row along each of k directions."""
+    """`rows` gives float64 [S, k]: the weighted derivative of each piece of a batch along each of k directions.
+
+    packs : whether a row may hold several pieces
+    """
 
     name: str
+    packs: bool
 
     def rows(self, batch: RowBatch) -> Tensor: ...
 
@@ -53,8 +56,8 @@ def score_plan(scorer: Scorer, plan: BatchPlan, directions: int, advance=None) -
 
 
 def weigh(tokens: Tensor, batch: RowBatch) -> Tensor:
-    """Token values [B, T] (0 on padding) to weighted row sums, float64 [B]."""
-    return tokens.sum(-1, dtype=torch.float64) * batch.weights
+    """Token values [B, T] (0 on padding) to weighted sums of the pieces, float64 [S]."""
+    return batch.by_document(tokens)
 
 
 def named_for(adapter: LossAdapter, vectors: Vectors) -> Vectors:

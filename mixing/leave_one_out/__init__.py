@@ -13,23 +13,31 @@ missing  : the tokens of source j are not replaced, so the run is shorter and re
 All runs of a seed share the initial weights and every source's order of documents, so differences are paired.
 """
 
-from mixing.leave_one_out.effects import analyse_leave_one_out
-from mixing.leave_one_out.study import (
-    Effect,
-    LeaveOneOut,
-    LeaveOneOutPlan,
-    Trajectory,
-    plan_leave_one_out,
-    safe_name,
-)
-from mixing.leave_one_out.weights import (
-    leave_one_out_json,
-    loo_mixture,
-    loo_weight_intervals,
-    loo_weights,
-    read_effects,
-    write_leave_one_out,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mixing.callable_module import make_callable
+
+if TYPE_CHECKING:
+    from mixing.leave_one_out.effects import analyse_leave_one_out
+    from mixing.leave_one_out.study import (
+        Effect,
+        LeaveOneOut,
+        LeaveOneOutPlan,
+        Trajectory,
+        plan_leave_one_out,
+        safe_name,
+    )
+    from mixing.leave_one_out.weights import (
+        leave_one_out_json,
+        loo_mixture,
+        loo_weight_intervals,
+        loo_weights,
+        read_effects,
+        write_leave_one_out,
+    )
 
 __all__ = [
     "Effect",
@@ -46,3 +54,27 @@ __all__ = [
     "safe_name",
     "write_leave_one_out",
 ]
+
+_WHERE = {
+    "analyse_leave_one_out": "effects",
+    **dict.fromkeys(
+        ("Effect", "LeaveOneOut", "LeaveOneOutPlan", "Trajectory", "plan_leave_one_out", "safe_name"), "study"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Training is imported when a study is planned or read, not for weights from a table of somebody's runs.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE.get(name, 'weights')}"), name)
+
+
+def _call(*arguments: Any, **named: Any) -> Any:
+    """`mixing.fit.calls.leave_one_out_mixture`."""
+    from mixing.fit.calls import leave_one_out_mixture
+
+    return leave_one_out_mixture(*arguments, **named)
+
+
+make_callable(__name__)

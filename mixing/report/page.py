@@ -33,7 +33,7 @@ from mixing.report import (
 from mixing.report.elements import PALETTE_SIZE, Palette, Section, visible
 from mixing.report.gather import gather
 from mixing.report.records import RunFacts
-from mixing.report.verdict import summarise
+from mixing.report.verdict import Summary, summarise
 
 HERE = Path(__file__).parent
 # Scripts never run and nothing is ever loaded, whatever a corpus smuggles in.
@@ -58,7 +58,11 @@ def write_report(run: Path) -> Path:
 def render(facts: RunFacts, run: Path) -> str:
     """The page as a string."""
     palette = Palette.of(tuple(mixtures.palette_names(facts)))
-    sections = page_sections(facts, run, palette)
+    return fill(facts.name, summarise(facts), page_sections(facts, run, palette))
+
+
+def fill(name: str, summary: Summary, sections: list[Section]) -> str:
+    """The page of anything: its name, the summary at the top, and its sections."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -72,8 +76,8 @@ def render(facts: RunFacts, run: Path) -> str:
         ),
     )
     page = environment.get_template("page.html").render(
-        run=facts.name,
-        summary=summarise(facts),
+        run=name,
+        summary=summary,
         sections=sections,
         contents=[(group, list(members)) for group, members in groupby(sections, key=lambda s: s.group)],
         css=Markup((HERE / "page.css").read_text(encoding="utf-8")),

@@ -51,11 +51,13 @@ def main() -> None:
         curating,
         evaluating,
         exporting,
+        fitting,
         machine,
         mixing,
         post_training,
         running,
         training,
+        tuning,
     )
 
     # Libraries draw bars of their own; ours say what they are about. Workers inherit the variable.

@@ -1,4 +1,4 @@
-"""Commands about mixtures: influence, loo, fit, compare."""
+"""Commands about mixtures: influence, loo, compare."""
 
 from __future__ import annotations
 
@@ -72,42 +72,6 @@ def loo(
         list(rows.values()),
         {"source": "Source"} | {name: name.capitalize() for name in capabilities},
     )
-
-
-@app.command()
-def fit(
-    ratios: Annotated[Path, typer.Option("--ratios", help="ratios.csv: the mixture of each proxy run.")],
-    metrics: Annotated[Path, typer.Option("--metrics", help="metrics.csv: the losses of each proxy run.")],
-    out: Annotated[Path, typer.Option("--out", help="The mixture.json to write.")],
-    method: Annotated[str, typer.Option("--method", help="How to find the mixture.")] = "gaussian-process",
-    seed: int = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """A mixture from anybody's proxy runs."""
-    from mixing.fit import fit_mixture
-    from mixing.mixture import mixture_json, write_mixture
-
-    mixture = fit_mixture(ratios, metrics, method, seed=seed)
-    write_mixture(out, mixture)
-    if as_json:
-        print_json(mixture_json(mixture))
-        return
-    rows = [
-        {
-            "source": name,
-            "weight": weight,
-            "low": mixture.intervals[name][0] if mixture.intervals else None,
-            "high": mixture.intervals[name][1] if mixture.intervals else None,
-        }
-        for name, weight in sorted(mixture.weights.items(), key=lambda item: -item[1])
-    ]
-    print_table(
-        f"Mixture by {mixture.method}",
-        rows,
-        {"source": "Source", "weight": "Weight", "low": "Low", "high": "High"},
-    )
-    for note in mixture.notes:
-        say(f"  {note}")
 
 
 def _pair(text: str) -> tuple[str, Path]:

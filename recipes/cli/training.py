@@ -1,17 +1,15 @@
-"""Commands about training: train, data show, sft, grpo."""
+"""Commands about training: train, data show."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from curation.errors import RecipeError
 from recipes.cli import app
-from recipes.cli.output import JsonOption, SetOption, console, print_json, print_table, say
+from recipes.cli.output import JsonOption, SetOption, print_json, print_table
 from recipes.cli.running import OutOption, RecipeArgument, RunArgument, execute, from_folder
 
 SNIPPET_WIDTH = 28
@@ -95,89 +93,3 @@ def _by_document(rows: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]
                 }
             )
     return shown
-
-
-@app.command()
-def sft(
-    model: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
-    data: Annotated[Path, typer.Option("--data", help='JSON lines of {"messages": [...]}.')],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; the model is in its `model`.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 2,
-    learning_rate: float = 8e-5,
-    sequence_tokens: Annotated[int, typer.Option(min=8)] = 2048,
-    batch_sequences: Annotated[int, typer.Option(min=1)] = 16,
-    seed: int = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Fine-tune a model folder on chats; loss on the assistant's tokens only."""
-    from recipes.stages.training_setup import one_thread
-    from training.sft import SftSettings
-    from training.sft import sft as fine_tune
-
-    settings = SftSettings(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        sequence_tokens=sequence_tokens,
-        batch_sequences=batch_sequences,
-        seed=seed,
-    )
-    with one_thread():
-        result = fine_tune(model, data, out, settings)
-    _print_result(asdict(result), as_json)
-
-
-@app.command()
-def grpo(
-    model: Annotated[Path, typer.Argument(help="A Hugging Face model folder.")],
-    data: Annotated[Path, typer.Option("--data", help='JSON lines of {"prompt", "answer"}.')],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; the model is in its `model`.")],
-    reward: Annotated[str, typer.Option("--reward", help="Name of a reward in training.rewards.")] = "math",
-    held_out: Annotated[
-        Path | None, typer.Option("--held-out", help="Prompts to measure accuracy on.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 100,
-    prompts_per_step: Annotated[int, typer.Option(min=1)] = 8,
-    group: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 8,
-    thinking_tokens: Annotated[
-        int | None, typer.Option(help="Budget for thinking; none when left out.")
-    ] = None,
-    answer_tokens: Annotated[int | None, typer.Option(help="Budget for the answer after it.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest completion without budgets.")] = 512,
-    learning_rate: float = 5e-6,
-    lead: Annotated[bool, typer.Option(help="GRPO-LEAD's length reward and difficulty weights.")] = False,
-    seed: int = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a model folder on prompts with checkable answers, by its own answers."""
-    from recipes.stages.training_setup import one_thread
-    from training.advantages import LeadSettings
-    from training.grpo import GrpoSettings
-    from training.grpo import grpo as reinforce
-    from training.grpo_step import ObjectiveSettings
-    from training.rollout import RolloutSettings
-
-    rollout = RolloutSettings(
-        max_tokens=max_tokens, thinking_tokens=thinking_tokens, answer_tokens=answer_tokens
-    )
-    settings = GrpoSettings(
-        steps=steps,
-        prompts_per_step=prompts_per_step,
-        replicas=group,
-        rollout=rollout,
-        objective=ObjectiveSettings(lead=LeadSettings() if lead else None),
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    with one_thread():
-        result = reinforce(model, data, reward, out, settings, held_out=held_out)
-    _print_result(asdict(result), as_json)
-
-
-def _print_result(result: dict[str, Any], as_json: bool) -> None:
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in result.items()}
-    if as_json:
-        print_json(plain)
-        return
-    for key, value in plain.items():
-        console.print(f"{key}: {value}", markup=False, soft_wrap=True)
-    say("The model is a Hugging Face folder.")

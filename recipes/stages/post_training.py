@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from curation.atomic import replacing
+from curation.atomic import replacing, write_json
 from curation.word_problems import simple_sum, word_problem
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
@@ -17,7 +18,10 @@ from training.advantages import LeadSettings
 from training.grpo import GrpoSettings, grpo
 from training.grpo_step import ObjectiveSettings
 from training.rollout import RolloutSettings
-from training.sft import SftSettings, sft
+from training.sft import SftResult, SftSettings, sft
+from training.sft_stages import SftStage, sft_stages
+from training.shortening import Shortening, shorten_file
+from training.tokenizer import load_tokenizer
 
 SUMS = {"largest": 9, "steps": 1}
 """Size of the generated arithmetic: small enough for a model of a million parameters to get some of it right."""
@@ -79,10 +83,29 @@ def _sft(run: Run) -> Spent:
         warmup_share=settings.warmup_share,
         precision=run.recipe.final.precision,
         seed=settings.seed,
+        recompute_every=1 if settings.recompute else None,
     )
+    start = base_model(run)
+    if settings.shorten:
+        how = Shortening(**settings.shorten.model_dump())
+        report = shorten_file(data, folder / "shortened.jsonl", load_tokenizer(start), how)
+        write_json(folder / "shortened.json", asdict(report))
+        data = folder / "shortened.jsonl"
     with one_thread():
-        result = sft(base_model(run), data, folder, chosen)
-    tokens = result.steps * settings.sequence_tokens * settings.batch_sequences
+        if settings.general is None:
+            results: tuple[SftResult, ...] = (sft(start, data, folder, chosen),)
+        else:
+            general = settings.general
+            first = replace(
+                chosen,
+                epochs=general.epochs,
+                learning_rate=general.learning_rate,
+                warmup_share=general.warmup_share,
+            )
+            stages = [SftStage("general", general.data, first), SftStage("reasoning", data, chosen)]
+            results = sft_stages(start, stages, folder, general.schedule)
+    steps = sum(result.steps for result in results)
+    tokens = steps * settings.sequence_tokens * settings.batch_sequences
     return Spent(
         flops=model_config(run.recipe).flops_per_token(settings.sequence_tokens) * tokens, tokens=tokens
     )
@@ -144,7 +167,7 @@ SFT = Stage(
     folder="training/sft",
     needs=("pretrain", "compression"),
     settings=lambda recipe: [
-        recipe.post_training.sft.model_dump() if recipe.post_training.sft else None,
+        recipe.post_training.sft.deciding() if recipe.post_training.sft else None,
         recipe.final.precision,
         [row["prompt"] for row in _held_out(recipe)],
     ],

@@ -202,7 +202,8 @@ def test_engine_is_chosen_by_precision_and_number_of_directions() -> None:
     single = score(model, docs, one)
     assert single.record["engine"] == "finite_difference" and single.record["forwards_per_token"] == 2
     several = score(model, docs, three)
-    assert several.record["engine"] == "finite_difference_one_sided"  # 4 F; whole ghost products would be 5 F
+    # 4 F; whole ghost products would be 5 F, and a random model's directions have no low rank.
+    assert several.record["engine"] == "finite_difference_one_sided"
     assert several.record["forwards_per_token"] == 4
     half = score(decoder().bfloat16(), docs, one)
     assert half.record["engine"].startswith("ghost") and half.record["dtype"] == "bfloat16"

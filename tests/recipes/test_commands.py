@@ -64,6 +64,27 @@ def test_fit(tmp_path: Path) -> None:
     result = mixwright("fit", *files, "--out", str(tmp_path / "mixture.json"), "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["weights"]["wiki"] == pytest.approx(0.7, abs=0.05)
+    tokens = ["--available-tokens", "wiki=300", "--available-tokens", "code=5e3", "--budget-tokens", "1e3"]
+    result = mixwright(
+        "fit",
+        *files,
+        *tokens,
+        "--max-epochs",
+        "2",
+        "--minimum",
+        "code=0.45",
+        "--out",
+        str(tmp_path / "m.json"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for shown in ("90 % interval", "Epochs", "Against proportional", "P(best of these)", "Predicted loss"):
+        assert shown in result.stdout
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["weights"]["wiki"] == pytest.approx(0.55) and found["epochs"]["wiki"] == pytest.approx(
+        1.833, abs=1e-3
+    )
+    assert found["evidence"]["predicted"]["loss"]["value"] == pytest.approx(2.02, abs=0.02)
     result = mixwright("fit", *files, "--method", "regmx", "--out", str(tmp_path / "mixture.json"))
     assert result.returncode == 2
     assert "There is no method" in result.stderr

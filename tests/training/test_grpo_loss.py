@@ -6,15 +6,30 @@ import itertools
 import pytest
 import torch
 
+import training.advantages
 import training.grpo_loss
+import training.surrogates
 from curation.errors import RecipeError
 from training.grpo_loss import policy_loss, rollout_weights
+from training.surrogates import Surrogate
 
-NORMALISATIONS = ("grpo", "bnpo", "dapo", "dr_grpo")
+NORMALISATIONS = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo")
 
 
-def test_examples_in_docstrings():
-    result = doctest.testmod(training.grpo_loss)
+CLIP = Surrogate(low=0.2, high=0.2)
+SURROGATES = [
+    CLIP,
+    Surrogate(low=0.2, high=0.2, ratio="sequence"),
+    Surrogate("cispo", high=0.1),
+    Surrogate("sapo"),
+    Surrogate("sapo", ratio="sequence"),
+    Surrogate("vespo"),
+]
+
+
+@pytest.mark.parametrize("module", [training.grpo_loss, training.surrogates])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
     assert result.attempted and not result.failed
 
 
@@ -30,12 +45,14 @@ def test_weights_by_hand():
         "dapo": [1 / 8, 1 / 8, 0, 1 / 8],
         "dr_grpo": [1 / 30, 1 / 30, 0, 1 / 30],
         "bnpo": [1 / 8, 1 / 8, 0, 1 / 8],
+        "luspo": [1 / 3, 1 / 3, 0, 1 / 3],
     }
     everything = {
         "grpo": [1 / 4, 1 / 12, 0, 1 / 16],
         "dapo": [1 / 16, 1 / 16, 0, 1 / 16],
         "dr_grpo": [1 / 40, 1 / 40, 0, 1 / 40],
         "bnpo": [1 / 8, 1 / 8, 0, 1 / 24],
+        "luspo": [1 / 4, 1 / 4, 0, 1 / 4],
     }
     for name in NORMALISATIONS:
         torch.testing.assert_close(weights_of(name, tokens), torch.tensor(kept[name], dtype=torch.float64))
@@ -60,7 +77,7 @@ class Policy(torch.nn.Module):
         return self.table.log_softmax(-1)[ids[:, :-1], ids[:, 1:]]
 
 
-def update(name, pieces, pad_left, pad_right, *, on_policy, clip=0.2):
+def update(name, pieces, pad_left, pad_right, *, on_policy, surrogate=CLIP):
     """Loss and gradient of one fixed update of 8 rollouts, cut into `pieces` and padded."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.tensor([3, 1, 7, 5, 2, 6, 4, 3])
@@ -85,7 +102,7 @@ def update(name, pieces, pad_left, pad_right, *, on_policy, clip=0.2):
             before[at, pad_left:stop] = logprobs + old[row]
         part = policy_loss(
             policy(ids), advantages[piece], mask, weights[piece],
-            old_logprobs=None if on_policy else before, clip_low=clip, clip_high=clip,
+            old_logprobs=None if on_policy else before, surrogate=surrogate,
             reference_logprobs=torch.where(mask, before, 0.0), kl_coefficient=0.1,
         )  # fmt: skip
         part.loss.backward()
@@ -104,12 +121,35 @@ def test_loss_and_gradient_do_not_depend_on_how_the_update_is_cut(name, on_polic
         torch.testing.assert_close(other, gradient, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("surrogate", SURROGATES[1:])
+def test_no_surrogate_depends_on_how_the_update_is_cut(surrogate):
+    whole, gradient = update("dapo", [list(range(8))], 0, 0, on_policy=False, surrogate=surrogate)
+    for cut, (left, right) in itertools.product([[[7, 2, 0], [1, 6], [5, 4, 3]]], [(0, 0), (2, 3)]):
+        loss, other = update("dapo", cut, left, right, on_policy=False, surrogate=surrogate)
+        assert loss == pytest.approx(whole, rel=1e-12, abs=1e-15)
+        torch.testing.assert_close(other, gradient, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_on_policy_every_surrogate_has_the_gradient_of_reinforce(surrogate):
+    plain = update("dr_grpo", [list(range(8))], 0, 0, on_policy=True, surrogate=Surrogate())[1]
+    found = update("dr_grpo", [list(range(8))], 0, 0, on_policy=True, surrogate=surrogate)[1]
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_impossible_surrogates_are_refused():
+    for wrong in ({"name": "ppo"}, {"ratio": "word"}, {"name": "vespo", "ratio": "sequence"},
+                  {"high": 0.2, "cap": 1.1}, {"sapo_negative": 0.0}):  # fmt: skip
+        with pytest.raises(RecipeError):
+            Surrogate(**wrong)
+
+
 def gradient_of(ratio, advantage, low=0.2, high=0.28):
     logprobs = torch.tensor([[0.0]], dtype=torch.float64, requires_grad=True)
     old = -torch.log(torch.tensor([[ratio]], dtype=torch.float64))
     part = policy_loss(
         logprobs, torch.tensor([advantage]).double(), torch.ones(1, 1).bool(), torch.ones(1).double(),
-        old_logprobs=old, clip_low=low, clip_high=high,
+        old_logprobs=old, surrogate=Surrogate(low=low, high=high),
     )  # fmt: skip
     part.loss.backward()
     return float(logprobs.grad), part.clipped
@@ -139,7 +179,7 @@ def test_on_policy_gradient_is_that_of_reinforce():
     mask = torch.ones(4, 5, dtype=torch.bool)
     weights = rollout_weights(mask.sum(1), "dr_grpo", constant=5)
     policy, reinforce = Policy(), Policy()
-    policy_loss(policy(ids), advantages, mask, weights, clip_low=0.2, clip_high=0.2).loss.backward()
+    policy_loss(policy(ids), advantages, mask, weights, surrogate=CLIP).loss.backward()
     (-(reinforce(ids).sum(1) * advantages).sum() / (4 * 5)).backward()
     torch.testing.assert_close(policy.table.grad, reinforce.table.grad, rtol=1e-13, atol=1e-16)
 
@@ -185,54 +225,3 @@ def test_masked_entries_may_be_anything():
     )
     part.loss.backward()
     assert part.loss.isfinite() and logprobs.grad.tolist() == [[-1.0, 0.0, 0.0]]
-
-
-def test_equal_to_trl():
-    pytest.importorskip("trl", reason="trl is an optional oracle; it is not installed here")
-    from types import SimpleNamespace
-
-    from trl import GRPOTrainer
-
-    generator = torch.Generator().manual_seed(8)
-    logprobs = -torch.rand(6, 5, dtype=torch.float64, generator=generator)
-    old = logprobs + 0.3 * torch.randn(6, 5, dtype=torch.float64, generator=generator)
-    lengths = torch.tensor([1, 5, 3, 2, 4, 5])
-    mask = torch.arange(5)[None] < lengths[:, None]
-    advantages = torch.randn(6, dtype=torch.float64, generator=generator)
-    for name in NORMALISATIONS:
-        stub = SimpleNamespace(loss_type=name, epsilon_low=0.2, epsilon_high=0.2, beta=0.0)
-        try:
-            theirs = _trl_loss(GRPOTrainer, stub, logprobs, old, mask, advantages)
-        except Exception as error:  # its inner interface changes between versions
-            pytest.skip(f"this trl cannot be driven by hand: {type(error).__name__}: {error}")
-        weights = rollout_weights(lengths, name, constant=8)
-        ours = policy_loss(logprobs, advantages, mask, weights, old_logprobs=old, clip_low=0.2, clip_high=0.2)
-        assert ours.loss.item() == pytest.approx(theirs, rel=1e-12)
-
-
-def _trl_loss(trainer, stub, logprobs, old, mask, advantages):
-    """TRL's own `_compute_loss` on these very tensors, its model replaced by their log-probabilities."""
-    from collections import defaultdict
-    from unittest.mock import MagicMock
-
-    fake = MagicMock(spec_set=None)
-    for key, value in vars(stub).items():
-        setattr(fake, key, value)
-    fake._metrics = {"train": defaultdict(list)}
-    fake.model.training = True
-    fake.max_completion_length = 8
-    fake.current_gradient_accumulation_steps = 1
-    fake.importance_sampling_level = "token"
-    fake.top_entropy_quantile = 1.0
-    fake.use_vllm = False
-    fake.off_policy_mask_threshold = None
-    fake.args.delta = None
-    fake.accelerator.num_processes = 1
-    fake.accelerator.gather = lambda tensor: tensor
-    fake._get_per_token_logps_and_entropies = lambda *a, **k: (logprobs, torch.zeros_like(logprobs))
-    ids = torch.zeros(6, 5, dtype=torch.long)
-    inputs = {
-        "prompt_ids": ids, "prompt_mask": mask, "completion_ids": ids, "completion_mask": mask.long(),
-        "advantages": advantages, "old_per_token_logps": old, "num_items_in_batch": mask.sum(),
-    }  # fmt: skip
-    return float(trainer._compute_loss(fake, fake.model, inputs))

@@ -48,15 +48,16 @@ def test_chi_square_of_the_sampler(temperature):
 def test_top_p_keeps_the_fewest_tokens_that_hold_it():
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None].expand(1000, -1)
     uniforms = torch.linspace(0, 0.999, 1000, dtype=torch.float64)
-    tokens, logprobs = choose_tokens(logits, uniforms, top_p=0.65)
+    tokens, normaliser = choose_tokens(logits, uniforms, top_p=0.65)
     counts = Counter(tokens.tolist())
     assert set(counts) == {0, 1} and abs(counts[0] / 1000 - 4 / 7) < 0.002
-    assert logprobs[0, 3].exp() == pytest.approx(0.1)  # of the policy, before the cut
+    assert (logits[0, 3] - normaliser[0]).exp() == pytest.approx(0.1)  # of the policy, before the cut
 
 
 def test_greedy_takes_the_smallest_of_equals():
-    tokens, logprobs = choose_tokens(torch.tensor([[1.0, 3.0, 3.0]]), None, temperature=0)
-    assert tokens.tolist() == [1] and logprobs.exp().sum() == pytest.approx(1)
+    logits = torch.tensor([[1.0, 3.0, 3.0]])
+    tokens, normaliser = choose_tokens(logits, None, temperature=0)
+    assert tokens.tolist() == [1] and (logits - normaliser).exp().sum() == pytest.approx(1)
 
 
 def test_a_number_depends_on_its_place_alone():
