@@ -172,6 +172,65 @@ def scatter(
         return _inline(figure, name)
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A point with what is known of its interval across and up; `strong` ones are larger, in front and outlined."""
+
+    x: float
+    y: float
+    across: tuple[float, float] | None = None
+    up: tuple[float, float] | None = None
+    colour: int = 0
+    strong: bool = False
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def dots(
+    points: Sequence[Dot],
+    name: str,
+    *,
+    x_label: str,
+    y_label: str,
+    diagonal: bool = False,
+    zero: bool = False,
+) -> Markup:
+    """Points with intervals in both directions; `diagonal` draws where y equals x, `zero` both zeros."""
+    with _panel() as (figure, axes):
+        if zero:
+            axes.axhline(0, color=MUTED, linewidth=0.7)
+            axes.axvline(0, color=MUTED, linewidth=0.7)
+        for point in points:
+            x, y = drawable([point.x, point.y])
+            colour = line_colour(point.colour)
+            for ends, flat in ((point.across, True), (point.up, False)):
+                if ends is not None:
+                    low, high = drawable(ends)
+                    draw = axes.hlines if flat else axes.vlines
+                    draw([y if flat else x], [low], [high], color=colour, linewidth=0.8, alpha=0.55)
+            axes.plot(
+                [x],
+                [y],
+                marker="D" if point.strong else MARKERS[point.colour % len(MARKERS)],
+                markersize=6.5 if point.strong else 4,
+                color=colour,
+                markeredgecolor=INK,
+                markeredgewidth=0.9 if point.strong else 0.0,
+                linewidth=0,
+                zorder=4 if point.strong else 3,
+            )
+        axes.margins(0.12)
+        if diagonal:
+            low = max(axes.get_xlim()[0], axes.get_ylim()[0])
+            high = min(axes.get_xlim()[1], axes.get_ylim()[1])
+            if low < high:
+                axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.grid(axis="x")
+        _label(axes, x_label, y_label)
+        return _inline(figure, name)
+
+
 def drawable(values: Sequence[float]) -> np.ndarray:
     """Values that matplotlib can lay an axis over: those near the ends of float64 overflow its arithmetic."""
     return np.clip(np.asarray(values, float), -LARGEST, LARGEST)

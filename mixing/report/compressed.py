@@ -118,9 +118,10 @@ def _lead(found: Compression) -> str:
     last = first.rounds[-1]
     kept, total = sum(last.kept.values()), sum(last.tokens.values())
     return (
-        f"{words(len(first.rounds), 'round')} of scoring every document of the raw set with the current model and keeping "
-        f"those that lower the probes' loss. {sentence(first.stop)} The last round kept {percent(kept / total if total else 0)} "
-        "of the tokens. The comparison is with training on the whole set: the same start, tokens and random numbers."
+        f"{words(len(first.rounds), 'round')} of scoring every document of the raw set with the current model and "
+        f"keeping those that lower the probes' loss. {sentence(first.stop)} The last round kept "
+        f"{percent(kept / total if total else 0)} of the tokens. The comparison is with training on the whole set: the "
+        "same start, tokens and random numbers."
     )
 
 
@@ -166,8 +167,8 @@ def _histograms(arm: CompressedArm, at: int) -> Charts:
     return Charts(
         tuple(panels),
         tuple(Key(f"round {found.number}", f"k{i % charts.LINES}") for i, found in enumerate(arm.rounds)),
-        f"Benefits of the raw documents by round ({_title(arm)}); all rounds have the bins of the first. To the right of "
-        "zero a document lowers the loss.",
+        f"Benefits of the raw documents by round ({_title(arm)}); all rounds have the bins of the first. To the "
+        "right of zero a document lowers the loss.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from probes.capability import read_probes
 from probes.likelihood import TokenizedDocument, tokenize_documents
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
+from recipes.stages.front import evidence_from_runs
 from recipes.stages.proxies import domain_run, uniform_weights
 from recipes.stages.training_setup import (
     available_tokens,
@@ -64,7 +66,7 @@ def _checkpoint(run: Run, stage: str, run_id: str, step: int) -> Path:
     return run.path(stage, run_id, "train", "checkpoints", f"step-{step}")
 
 
-def _probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
+def probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
     """The first documents of each probe by id, as many as the recipe asks for."""
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     limit = run.recipe.influence.probe_documents
@@ -85,7 +87,7 @@ def _influence(run: Run) -> Spent:
         recipe.influence.documents_per_source,
         recipe.seed,
     )
-    probes = _probe_documents(run)
+    probes = probe_documents(run)
     by_reference = influence_jobs(run)
     jobs = [job for reference in by_reference.values() for job in reference]
     influence_at_checkpoints(jobs, probes, samples, folder, settings, workers=run.workers)
@@ -144,8 +146,8 @@ def _mixtures(run: Run) -> Spent:
             "inputs": {"leave_one_out/leave_one_out.json": hash_file(effects_file)},
         },
     }
-    for method, proposal in proposals.items():
-        mixture = make_mixture(
+    mixtures = {
+        method: make_mixture(
             method=method.replace("_", "-"),
             available_tokens=available,
             budget_tokens=recipe.proxy.tokens,
@@ -153,7 +155,12 @@ def _mixtures(run: Run) -> Spent:
             seed=recipe.seed,
             **proposal,
         )
-        write_mixture(run.path("mixtures", method, "mixture.json"), mixture)
+        for method, proposal in proposals.items()
+    }
+    evidence = evidence_from_runs(run, {name: mixture.weights for name, mixture in mixtures.items()})
+    for name, mixture in mixtures.items():
+        weighed = replace(mixture, evidence=evidence[name])
+        write_mixture(run.path("mixtures", name, "mixture.json"), weighed)
     return Spent()
 
 
@@ -208,7 +215,7 @@ INFLUENCE = Stage(
 MIXTURES = Stage(
     name="mixtures",
     folder="mixtures",
-    needs=("influence", "leave_one_out", "tokens"),
+    needs=("influence", "leave_one_out", "proxy_runs", "tokens"),
     settings=lambda recipe: [
         recipe.leave_one_out.shrink,
         recipe.proxy.tokens,
