@@ -5,11 +5,13 @@ the end of the context belong to the continuation. Only tokens of the continuati
 lm-evaluation-harness does, and the values are equal to its own.
 
 A sequence that begins another one of the same call is not run: causal attention gives its values on the way. So
-choices of one token cost one pass over their question.
+choices of one token cost one pass over their question. What many contexts begin with, such as few-shot examples, is
+run once, and a context once for all its continuations.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 SHARED_TOKENS = 32  # contexts from here on are run once for all their continuations
+BEGINNING_TOKENS = 64  # beginnings from here on are run once for all contexts
+CUTS = 4  # how deep stretches of contexts are cut into stretches with longer beginnings
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,11 @@ def score_continuations(
     model.eval()
     try:
         with torch.no_grad():
-            shared, alone = _shared(pairs, context)
+            beginnings, rest = _beginnings(pairs, context)
+            for length, members in beginnings:
+                groups = _grouped(pairs, members)
+                score_shared(model, groups, batch_tokens, nats, pairs[members[0]].ids[:length])
+            shared, alone = _shared(pairs, rest, context)
             score_shared(model, shared, batch_tokens, nats)
             for batch in _batches(_sequences(pairs, alone, context), batch_tokens):
                 _score_batch(model, batch, nats)
@@ -136,10 +144,91 @@ def _windows(pair: Continuation, context: int) -> Iterator[tuple[int, int, int]]
         yield max(0, end - 1 - context), first, end
 
 
-def _shared(pairs: Sequence[Continuation], context: int) -> tuple[list[SharedContext], list[int]]:
+def _beginnings(pairs: Sequence[Continuation], context: int) -> tuple[list[tuple[int, list[int]]], list[int]]:
+    """(length, pairs) of beginnings that contexts share, worth a run of their own; and the pairs of none.
+
+    A beginning is at least as long as what follows it on average: else the copies of its keys and values, and attention
+    without the fused layer, cost more than they save.
+    """
+    order = sorted(
+        (i for i, pair in enumerate(pairs) if len(pair.ids) - 1 <= context and pair.first > BEGINNING_TOKENS),
+        key=lambda i: pairs[i].ids[: pairs[i].first].astype(">u4").tobytes(),
+    )
+    # Equal contexts are no reason: `_shared` runs those once as well.
+    common = [_common(pairs[a], pairs[b]) for a, b in itertools.pairwise(order)]
+    found: list[tuple[int, list[int]]] = []
+    taken: set[int] = set()
+    for first, last in _runs(common):
+        members = order[first : last + 1]
+        # The last token of a context is run with the rest, so that there is a state to score from.
+        length = min(min(common[first:last]), min(pairs[i].first for i in members) - 1)
+        contexts = {pairs[i].ids[: pairs[i].first].tobytes() for i in members}
+        after = sum(len(pairs[i].ids) - length for i in members) / len(members)
+        if len(contexts) > 1 and length >= max(BEGINNING_TOKENS, after):
+            found.append((length, members))
+            taken.update(members)
+    return found, [i for i in range(len(pairs)) if i not in taken]
+
+
+def _common(a: Continuation, b: Continuation) -> int:
+    """Tokens that two contexts have in common at their beginning."""
+    size = min(a.first, b.first)
+    differs = np.flatnonzero(a.ids[:size] != b.ids[:size])
+    return int(differs[0]) if differs.size else size
+
+
+def _runs(common: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) stretches of neighbours that share a beginning, cut where that saves more tokens.
+
+    `common[i]` is what sorted contexts i and i + 1 share. A stretch of n saves (n - 1) times its least; it is
+    cut at the least where the parts save more.
+
+    >>> _runs([100, 100, 5, 90]), _runs([100, 99, 98]), _runs([10, 900, 900, 10, 900])
+    ([(0, 2), (3, 4)], [(0, 3)], [(1, 3), (4, 5)])
+    """
+
+    def best(first: int, last: int, depth: int) -> tuple[int, list[tuple[int, int]]]:
+        if first >= last:
+            return 0, []
+        least = min(common[first:last])
+        whole = (last - first) * least if least >= BEGINNING_TOKENS else 0
+        if depth == 0:
+            return whole, [(first, last)] if whole else []
+        cuts = [at for at in range(first, last) if common[at] == least]
+        parts = [
+            best(a, b, depth - 1)
+            for a, b in zip([first, *(at + 1 for at in cuts)], [*cuts, last], strict=True)
+        ]
+        saved = sum(part[0] for part in parts)
+        if saved > whole:
+            return saved, [stretch for part in parts for stretch in part[1]]
+        return whole, [(first, last)] if whole else []
+
+    return best(0, len(common), CUTS)[1]
+
+
+def _grouped(pairs: Sequence[Continuation], members: Sequence[int]) -> list[SharedContext]:
+    """The members by their contexts."""
+    groups: dict[bytes, list[int]] = {}
+    for index in members:
+        groups.setdefault(pairs[index].ids[: pairs[index].first].tobytes(), []).append(index)
+    return [
+        SharedContext(
+            pairs[of[0]].ids[: pairs[of[0]].first],
+            tuple(pairs[i].ids[pairs[i].first :] for i in of),
+            tuple(of),
+        )
+        for of in groups.values()
+    ]
+
+
+def _shared(
+    pairs: Sequence[Continuation], chosen: Sequence[int], context: int
+) -> tuple[list[SharedContext], list[int]]:
     """Contexts long enough, and with continuations long enough, to be run once for all; the other pairs."""
     groups: dict[bytes, list[int]] = {}
-    for index, pair in enumerate(pairs):
+    for index in chosen:
+        pair = pairs[index]
         if len(pair.ids) - 1 <= context:
             groups.setdefault(pair.ids[: pair.first].tobytes(), []).append(index)
     shared, taken = [], set()
@@ -148,11 +237,9 @@ def _shared(pairs: Sequence[Continuation], context: int) -> tuple[list[SharedCon
         # Continuations of one token cost nothing but their context anyway.
         fed = [pairs[i].tokens - 1 for i in members if pairs[i].tokens > 1]
         if len(fed) > 1 and before >= SHARED_TOKENS and before >= max(fed):
-            context_ids = pairs[members[0]].ids[:before]
-            tails = tuple(pairs[i].ids[before:] for i in members)
-            shared.append(SharedContext(context_ids, tails, tuple(members)))
+            shared += _grouped(pairs, members)
             taken.update(members)
-    return shared, [i for i in range(len(pairs)) if i not in taken]
+    return shared, [i for i in chosen if i not in taken]
 
 
 def _sequences(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,13 +17,17 @@ import pyarrow.parquet as pq
 from curation.atomic import hash_folder, hash_value, read_json, replacing, write_json
 from curation.errors import DataError, RecipeError
 from curation.progress import progress
+from probes.contamination import find_overlaps, split_scores
 from probes.task_generation import score_generation
 from probes.task_items import TaskRows, items_of, rows_of
 from probes.task_record import Item, Task
 from probes.task_scoring import Loaded, score_task
 from probes.tasks import load_task
+from probes.training_text import hash_parts, training_documents, training_parts
 
 RESULTS, ITEMS = "results.json", "items.parquet"
+SPLIT, SIDES_TABLE = "contamination.json", "contamination.parquet"
+SPLIT_VERSION = 1  # of the rule that finds a question in a text
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class TaskResult:
     described : settings, hashes and counts, as in results.json
     records : a row for each question and form
     reused  : whether it was there already
+    contamination : what the training text holds of its questions and the scores of each side, as in
+                    contamination.json; None where nobody asked
     """
 
     task: str
@@ -42,6 +48,7 @@ class TaskResult:
     described: dict[str, Any]
     records: pa.Table
     reused: bool = False
+    contamination: dict[str, Any] | None = None
 
     def headlines(self, form: str) -> list[str]:
         """The few metrics to show first. Letters are of equal length, so theirs is not normalised."""
@@ -53,6 +60,7 @@ class TaskResult:
                 "accuracy",
                 *(name for name in self.metrics[form] if name.startswith(measured)),
                 "truncated",
+                "no_answer",
             ]
         return [
             f"accuracy_{'none' if form == 'letters' else self.described['normalization']}",
@@ -81,8 +89,14 @@ def evaluate(
     context: int | None = None,
     bos: bool = True,
     batch_tokens: int = 8192,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    against: Sequence[str | Path] = (),
+    samples: int | None = None,
+    max_tokens: int | None = None,
 ) -> dict[str, TaskResult]:
-    """Score a model folder on tasks; results by the tasks' names, in their order.
+    """Score a model folder or a checkpoint on tasks; results by the tasks' names, in their order.
 
     tasks   : names of shipped tasks, task files (.yaml), or Tasks
     data    : a local file of rows by task, instead of the task's own
@@ -92,15 +106,32 @@ def evaluate(
     limit   : questions to ask of each task, drawn by `seed`
     context : most tokens fed at once, the model's positions by default
     bos     : begin every prompt with the bos token, as our training does
+    tokenizer : folder of the tokenizer, where the model's has none (a checkpoint)
+    device    : "auto", "cpu", "cuda", "mps"
+    precision : of the matrix products; weights, norms, softmax and sums stay in float32
+    against   : runs, token shards or files of documents, in which the questions are looked for; the scores are then
+                split into clean and dirty ones, see probes.contamination
+    samples, max_tokens : answers a question and their longest length, instead of what a generation task says; budgets
+                beyond are left out
 
     Raises RecipeError on impossible settings or when `out` holds results of other settings, DataError on bad
     rows, before anything is scored.
     """
-    chosen = _tasks(tasks, data or {}, shots or {})
+    chosen = [_drawn(task, samples, max_tokens) for task in _tasks(tasks, data or {}, shots or {})]
+    parts = training_parts(against)
     folder = Path(model)
-    loaded = Loaded.of(folder, context=context, bos=bos, batch_tokens=batch_tokens)
-    model_hash = hash_folder(folder)
-    settings = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
+    loaded = Loaded.of(
+        folder, context=context, bos=bos, batch_tokens=batch_tokens, device=device, precision=precision,
+        tokenizer_folder=None if tokenizer is None else Path(tokenizer),
+    )  # fmt: skip
+    model_hash = (
+        hash_folder(folder)
+        if tokenizer is None
+        else hash_value([hash_folder(Path(f)) for f in (folder, tokenizer)])
+    )
+    settings: dict[str, Any] = {"limit": limit, "seed": seed, "context": loaded.context, "bos": bos}
+    if precision != "float32":
+        settings["precision"] = precision
     works = [_read(task, settings, model_hash, limit, seed) for task in chosen]
     done = {w.task.name: _finished(Path(out) / w.task.name, w) for w in works} if out else {}
     left = [w for w in works if done.get(w.task.name) is None]
@@ -109,6 +140,8 @@ def evaluate(
     with progress("evaluating", questions, "questions") as bar:
         for work in left:
             results[work.task.name] = _run(work, loaded, out, bar)
+    if parts:
+        _split(works, results, parts, loaded.tokenizer, out)
     return {work.task.name: results[work.task.name] for work in works}
 
 
@@ -116,9 +149,24 @@ def load_results(folder: str | Path) -> dict[str, TaskResult]:
     """The finished tasks of an `out` folder, by name. DataError when there are none."""
     found = {}
     for path in sorted(Path(folder).glob(f"*/{RESULTS}")):
-        described = read_json(path)
-        table = pq.read_table(path.with_name(ITEMS))
-        found[described["task"]] = TaskResult(described["task"], described["metrics"], described, table, True)
+        try:
+            described = read_json(path)
+            table = pq.read_table(path.with_name(ITEMS))
+            split = path.with_name(SPLIT)
+            found[described["task"]] = TaskResult(
+                described["task"],
+                described["metrics"],
+                described,
+                table,
+                True,
+                read_json(split) if split.is_file() else None,
+            )
+        except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"The results there cannot be read: {error}",
+                where=str(path),
+                remedy="Evaluate the task again",
+            ) from error
     if not found:
         raise DataError(
             "There are no results in this folder",
@@ -156,6 +204,57 @@ def _tasks(
             few = replace(few, data=str(shots[task.name]), subset=None)
         loaded[index] = replace(task, fewshot=few)
     return loaded
+
+
+def _drawn(task: Task, samples: int | None, max_tokens: int | None) -> Task:
+    """The task with other numbers of answers and tokens; RecipeError when it cannot have them."""
+    if task.scoring != "generation":
+        return task
+    drawn = task.generation
+    if samples is not None:
+        drawn = replace(drawn, samples=samples)
+    if max_tokens is not None:
+        budgets = tuple(budget for budget in drawn.budgets if budget < max_tokens)
+        drawn = replace(drawn, max_tokens=max_tokens, budgets=budgets)
+    return replace(task, generation=drawn)
+
+
+def _split(
+    works: Sequence[_Work],
+    results: dict[str, TaskResult],
+    parts: Sequence[Path],
+    tokenizer: Any,
+    out: str | Path | None,
+) -> None:
+    """Look for the questions of all tasks in the training text, in one pass; what is known already is read."""
+    sha256 = hash_parts(parts)
+    left: dict[str, list[Item]] = {}
+    for work in works:
+        name = work.task.name
+        identity = {"training": sha256, "prompts": work.hashes["prompts"], "version": SPLIT_VERSION}
+        path = None if out is None else Path(out) / name / SPLIT
+        if path is not None and path.is_file() and read_json(path).get("hashes") == identity:
+            results[name] = replace(results[name], contamination=read_json(path))
+        else:
+            left[name] = next(iter(work.items.values()))
+    for name, overlap in find_overlaps(left, training_documents(parts, tokenizer)).items() if left else ():
+        result = results[name]
+        split = {
+            "hashes": {
+                "training": sha256,
+                "prompts": result.described["hashes"]["prompts"],
+                "version": SPLIT_VERSION,
+            },
+            "against": [part.name if part.is_file() else f"{part.parent.name}/{part.name}" for part in parts],
+            "documents": overlap.documents,
+            "questions": overlap.counts(),
+            "scores": split_scores(result.records, result.metrics, overlap),
+        }
+        results[name] = replace(result, contamination=split)
+        if out is not None:
+            with replacing(Path(out) / name / SIDES_TABLE) as temporary:
+                pq.write_table(overlap.table(), temporary)
+            write_json(Path(out) / name / SPLIT, split)
 
 
 def _read(task: Task, settings: dict[str, Any], model_hash: str, limit: int | None, seed: int) -> _Work:
@@ -207,7 +306,10 @@ def _run(work: _Work, loaded: Loaded, out: str | Path | None, bar: Any) -> TaskR
         if work.task.scoring == "generation":
             kept = None if out is None else Path(out) / work.task.name
             seed = int(work.settings["seed"])
-            scored = score_generation(work.task, items, loaded.model, loaded.tokenizer, seed=seed, out=kept)
+            scored = score_generation(
+                work.task, items, loaded.model, loaded.tokenizer, seed=seed, out=kept,
+                precision=loaded.precision, end_ids=loaded.end_ids,  # type: ignore[arg-type]
+            )  # fmt: skip
             bar.advance(len(items))
         else:
             scored = score_task(work.task, form, items, loaded, bar.advance)
@@ -220,6 +322,7 @@ def _run(work: _Work, loaded: Loaded, out: str | Path | None, bar: Any) -> TaskR
         "scoring": work.task.scoring,
         "normalization": work.task.normalization if work.task.scoring == "choice" else None,
         "settings": work.settings,
+        "device": loaded.model.output_weight.device.type,
         "hashes": work.hashes,
         "few_shot": {"count": work.task.fewshot.count, "held_out_of_the_data": work.rows.held_out},
         "counts": counts,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from curation.errors import DataError
-from probes.choice_scores import NORMALIZATIONS
 from probes.evaluate import TaskResult, load_results
 from probes.intervals import RESAMPLES, percentile_interval, ratio_draws
-
-CONTINUOUS = ("correct_prob", "norm_correct_prob", "margin")
+from probes.metric_values import metric_values, rows_by_question
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,11 @@ def compare_results(
     shared = [name for name in left if name in right]
     if not shared:
         raise DataError("The two evaluations have no task in common", where=f"{a}, {b}")
-    return [d for name in shared for d in _compare(left[name], right[name], seed, resamples)]
+    return [d for name in shared for d in compare_tasks(left[name], right[name], seed, resamples)]
 
 
-def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Difference]:
+def compare_tasks(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Difference]:
+    """Differences of every metric of one task; DataError when the two were asked other things."""
     if a.described["hashes"]["prompts"] != b.described["hashes"]["prompts"]:
         raise DataError(
             f"Task {a.task} asked the two models different things",
@@ -59,11 +54,11 @@ def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Di
         )
     found = []
     for form in a.metrics:
-        rows_a, rows_b = _by_id(a, form), _by_id(b, form)
+        rows_a, rows_b = rows_by_question(a.records, form), rows_by_question(b.records, form)
         ids = sorted(rows_a)
         if ids != sorted(rows_b):
             raise DataError(f"The records of task {a.task} do not hold the same questions", where=form)
-        values_a, values_b = (_values([rows[i] for i in ids]) for rows in (rows_a, rows_b))
+        values_a, values_b = (metric_values([rows[i] for i in ids]) for rows in (rows_a, rows_b))
         for metric, (upper, weight) in values_a.items():
             other, _ = values_b[metric]
             draws = ratio_draws((upper - other)[None], weight, seed=seed, resamples=resamples)[:, 0]
@@ -84,28 +79,3 @@ def _compare(a: TaskResult, b: TaskResult, seed: int, resamples: int) -> list[Di
                 )
             )
     return found
-
-
-def _by_id(result: TaskResult, form: str) -> dict[str, dict[str, Any]]:
-    if form == "generation":
-        correct: dict[str, list[bool]] = {}
-        for row in result.records.to_pylist():
-            correct.setdefault(row["id"], []).append(row["correct"])
-        return {name: {"accuracy": sum(found) / len(found)} for name, found in correct.items()}
-    return {row["id"]: row for row in result.records.to_pylist() if row["form"] == form}
-
-
-def _values(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By metric: numerators and denominators [questions], whose sums' quotient is the metric."""
-    if "bytes" in rows[0]:
-        size = np.array([row["bytes"] for row in rows], dtype=np.float64)
-        return {"bits_per_byte": (np.array([row["nats"] for row in rows]) / math.log(2), size)}
-    one = np.ones(len(rows))
-    if "accuracy" in rows[0]:
-        return {"accuracy": (np.array([row["accuracy"] for row in rows]), one)}
-    right = {
-        f"accuracy_{n}": np.array([row[f"picked_{n}"] == row["gold"] for row in rows], dtype=np.float64)
-        for n in NORMALIZATIONS
-    }
-    smooth = {n: np.array([row[n] for row in rows]) for n in CONTINUOUS}
-    return {name: (values, one) for name, values in (right | smooth).items()}

@@ -1,4 +1,8 @@
-"""Continuations of one context, scored with the context run once and its keys and values shared among them."""
+"""Continuations of one context, scored with the context run once and its keys and values shared among them.
+
+Contexts that begin alike, such as the questions of a few-shot task with their examples, share the run of that beginning
+in the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import torch
 
 from training.losses import linear_cross_entropy
-from training.model import Decoder
+from training.model import Decoder, KVCache
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,32 @@ class SharedContext:
         """Most tokens that are fed after the context; the last of a continuation never is."""
         return max(len(ids) for ids in self.continuations) - 1
 
-    @property
-    def cells(self) -> int:
-        return len(self.continuations) * (len(self.context) + self.tail)
-
 
 def score_shared(
-    model: Decoder, groups: Sequence[SharedContext], batch_tokens: int, nats: np.ndarray
+    model: Decoder,
+    groups: Sequence[SharedContext],
+    batch_tokens: int,
+    nats: np.ndarray,
+    beginning: np.ndarray | None = None,
 ) -> None:
-    """Add the nats of every continuation to `nats` at its number."""
+    """Add the nats of every continuation to `nats` at its number.
+
+    beginning : token ids that all contexts begin with, and that no context ends within; they are run once for all
+    """
+    begun = None
+    if beginning is not None and len(beginning):
+        begun = model.new_cache(1, len(beginning), _cache_dtype(model))
+        device = model.output_weight.device
+        for piece in torch.from_numpy(beginning).to(device)[None].split(max(batch_tokens, 1), dim=1):
+            model(piece, cache=begun)
     for batch in _batches(sorted(groups, key=lambda g: -len(g.context)), batch_tokens):
-        _score_batch(model, batch, nats)
+        _score_batch(model, batch, nats, begun)
+
+
+def _cache_dtype(model: Decoder) -> torch.dtype:
+    """Under autocast, keys and values are made in its precision."""
+    kind = model.output_weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.output_weight.dtype
 
 
 def _batches(groups: Sequence[SharedContext], batch_tokens: int) -> Iterator[list[SharedContext]]:
@@ -52,14 +71,19 @@ def _batches(groups: Sequence[SharedContext], batch_tokens: int) -> Iterator[lis
         yield batch
 
 
-def _score_batch(model: Decoder, batch: list[SharedContext], nats: np.ndarray) -> None:
+def _score_batch(model: Decoder, batch: list[SharedContext], nats: np.ndarray, begun: KVCache | None) -> None:
     device = model.output_weight.device
+    before = 0 if begun is None else begun.used
     lengths = torch.tensor([len(group.context) for group in batch], device=device)
     tails = [ids[:-1] for group in batch for ids in group.continuations]
     width, tail = len(batch[0].context), max(len(ids) for ids in tails)
-    cache = model.new_cache(len(batch), width + tail)
-    hidden = model(_padded([group.context for group in batch], width).to(device), cache=cache)
-    last = hidden[torch.arange(len(batch), device=device), lengths - 1]
+    cache = model.new_cache(len(batch), width + tail, None if begun is None else begun.keys.dtype)
+    if begun is not None:
+        cache.keys[:, :, :, :before], cache.values[:, :, :, :before] = begun.keys, begun.values
+        cache.advance(before)
+    fed = _padded([group.context[before:] for group in batch], width - before).to(device)
+    hidden = model(fed, cache=cache)
+    last = hidden[torch.arange(len(batch), device=device), lengths - 1 - before]
     cache.truncate(lengths)
     owner = torch.tensor([g for g, group in enumerate(batch) for _ in group.continuations], device=device)
     after = model(_padded(tails, tail).to(device), cache=cache.select(owner)) if tail else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -14,11 +14,12 @@ from probes.task_record import Generation, Item, Task
 from training.model import Decoder
 from training.rollout import RolloutSettings
 
+Precision = Literal["float32", "bfloat16"]
 SAMPLE_COLUMNS = ("replica", "text", "tokens", "correct", "truncated", "finish_reason", "answer")
 
 
-def settings_for(generation: Generation, seed: int) -> GenerationSettings:
-    """The task's sampling settings with the evaluation's seed."""
+def settings_for(generation: Generation, seed: int, precision: Precision = "float32") -> GenerationSettings:
+    """The task's sampling settings with the evaluation's seed and precision."""
     rollout = RolloutSettings(
         max_tokens=generation.max_tokens,
         temperature=generation.temperature,
@@ -27,32 +28,42 @@ def settings_for(generation: Generation, seed: int) -> GenerationSettings:
         answer_tokens=generation.answer_tokens,
     )
     return GenerationSettings(
-        samples=generation.samples, rollout=rollout, stop=generation.stop, chat=generation.chat, seed=seed
-    )
+        samples=generation.samples, rollout=rollout, stop=generation.stop, chat=generation.chat, seed=seed,
+        precision=precision,
+    )  # fmt: skip
 
 
 def score_generation(
-    task: Task, items: Sequence[Item], model: Decoder, tokenizer: Any, *, seed: int, out: Path | None
+    task: Task,
+    items: Sequence[Item],
+    model: Decoder,
+    tokenizer: Any,
+    *,
+    seed: int,
+    out: Path | None,
+    precision: Precision = "float32",
+    end_ids: Sequence[int] = (),
 ) -> tuple[pa.Table, dict[str, dict[str, float]], dict[str, int]]:
     """Records (a row a sample), metrics and counts of a generation task.
 
-    An item's `gold` is the reference that the reward wants; `meta["head"]`, if there is one, is put before each
-    answer when it is judged. out : the folder in which finished samples are kept, so that a killed call goes on
+    An item's `gold` is the reference that the reward wants, its `head` is put before each answer when it is judged.
+    out : the folder in which finished samples are kept, so that a killed call goes on
     Metrics: accuracy (avg@n) and, for several samples, pass@n and maj@n, each with its interval; accuracy at each of
     the task's budgets; the shares of cut and of missing answers; the mean number of tokens.
     """
     answers = [item.gold for item in items]
-    heads = [str((item.meta or {}).get("head", "")) for item in items]
+    heads = [item.head for item in items]
     result = generate_and_score(
         model,
         tokenizer,
         [item.prompt for item in items],
         answers,
         task.generation.reward,
-        settings_for(task.generation, seed),
+        settings_for(task.generation, seed, precision),
         ids=[item.id for item in items],
         heads=heads,
         out=out,
+        end_ids=end_ids,
         label=task.name,
     )
     metrics = _metrics(result)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from curation.atomic import hash_value
 from curation.errors import DataError, RecipeError
+from probes.task_programs import program_tests
 from probes.task_record import Item, Task
 from probes.task_rows import hash_rows, is_local, read_rows
-from probes.templates import apply_filter, as_text, lookup, render
+from probes.templates import apply_filter, as_text, field_values, lookup, render
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = dict[str, Any]
@@ -96,11 +97,17 @@ def items_of(
 def _item(task: Task, row: Row, where: str, name: str, before: str, form: str, number: int) -> Item:
     meta = {"row": row, "number": number}
     if task.scoring == "likelihood":
-        return Item(name, "", "", text=_filled(task, task.text, row, where, "text"), meta=meta)
+        text = _filled(task, task.text, row, where, "text")
+        return Item(name, "", "", text=text, meta=meta, searched=(text,))
     if task.scoring != "choice":
-        gold = _filled(task, task.gold, row, where, "gold answer")
         return Item(
-            name, before + render(task.prompt, row, where), gold, unconditional=task.unconditional, meta=meta
+            name,
+            before + render(task.prompt, row, where),
+            _gold(task, row, where),
+            unconditional=task.unconditional,
+            meta=meta,
+            searched=_searched(task, row, where),
+            head=render(task.generation.head, row, where),
         )
     choices, gold_choice = _choices(task, row, where)
     if form == "letters":
@@ -119,7 +126,26 @@ def _item(task: Task, row: Row, where: str, name: str, before: str, form: str, n
         meta=meta,
         contexts=contexts,
         choice_texts=tuple(c[len(task.delimiter) :] for c in continuations),
+        searched=_searched(task, row, where, () if contexts else choices),
     )
+
+
+def _gold(task: Task, row: Row, where: str) -> str:
+    if task.scoring == "generation" and task.generation.reward == "code":
+        return program_tests(task, row, where)
+    return _filled(task, task.gold, row, where, "gold answer")
+
+
+def _searched(task: Task, row: Row, where: str, choices: Sequence[str] = ()) -> tuple[str, ...]:
+    """The question's fields, and these with the choices, or the fields of the reference answer."""
+    asked = field_values(" ".join([task.prompt, *task.contexts]), row, where)
+    question = "\n".join(asked)
+    if task.scoring == "choice":
+        return (question, "\n".join([question, *choices])) if choices else (question,)
+    if task.generation.reward == "code" and task.scoring == "generation":
+        return (question,)  # the gold are its tests
+    answer = "\n".join(value for value in field_values(task.gold, row, where) if value not in asked)
+    return (question, answer) if answer else (question,)
 
 
 def _question(task: Task, row: Row, where: str, choices: Sequence[str], form: str) -> str:
@@ -184,7 +210,10 @@ def _gold_choice(task: Task, row: Row, where: str, choices: Sequence[str]) -> in
 def _solved(task: Task, row: Row, form: str) -> str:
     where = f"few-shot example of {task.name}"
     if task.scoring != "choice":
-        return render(task.prompt, row, where) + _filled(task, task.gold, row, where, "gold answer")
+        shown = _filled(task, task.fewshot.solution or task.gold, row, where, "solution")
+        if task.scoring == "generation" and not shown[0].isspace() and not task.prompt.endswith("\n"):
+            shown = task.delimiter + shown  # a prompt that ends in "Answer:" asks for a space
+        return render(task.prompt, row, where) + shown
     item = _item(replace(task, id=None), row, where, "", "", form, 0)
     at = item.gold_choice or 0
     return (item.contexts[at] if item.contexts else item.prompt) + item.choices[at]

@@ -26,6 +26,9 @@ class Item:
     contexts      : where the choices differ in what comes before (WinoGrande), the context of each; then all
                     continuations are equal and `prompt` is what they share: the few-shot examples
     choice_texts  : the choices as the row has them, whose characters normalise the scores
+    searched      : what is looked for in training text: the question, and the question with its choices or the
+                    reference answer, without the words of the templates and without the few-shot examples
+    head          : what is put before a sampled answer when it is judged
     """
 
     id: str
@@ -38,6 +41,8 @@ class Item:
     meta: Mapping[str, Any] = field(default_factory=dict)
     contexts: tuple[str, ...] = ()
     choice_texts: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class FewShot:
     pick     : the first rows, or rows drawn by the seed of the evaluation
     same     : a field that must agree with the question's (MMLU: subject)
     separator: between examples
+    solution : template of the worked answer that an example shows; the gold answer where not given
     examples : rows written in the task file itself, instead of `data`
     """
 
@@ -61,6 +67,7 @@ class FewShot:
     pick: Literal["first", "random"] = "first"
     same: str | None = None
     separator: str = "\n\n"
+    solution: str = ""
     examples: tuple[dict[str, Any], ...] = ()
 
 
@@ -68,7 +75,12 @@ class FewShot:
 class Generation:
     """How answers are drawn and checked.
 
-    reward  : name of a reward of training.rewards, given the answer and the row's gold answer
+    reward  : name of a reward of training.rewards, given the answer and the row's gold answer; of `code` the gold
+              is the text of the tests
+    check   : of `code`: template of the name of the function that the tests' `check` is given (HumanEval); without it
+              the tests are asserts (MBPP)
+    tests   : of `code`: "asserts", or "livecodebench" for that dataset's cases of input and output, or of calls
+    head    : template of what is put before the answer when it is judged, such as the head of a function
     samples : answers to each question; temperature 0 is greedy
     budgets : response budgets in tokens at which scores are reported, none larger than `max_tokens`
     chat    : put the prompt into the model's chat template
@@ -77,6 +89,9 @@ class Generation:
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     reward: str = "math"
+    check: str = ""
+    tests: Literal["asserts", "livecodebench"] = "asserts"
+    head: str = ""
     samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0

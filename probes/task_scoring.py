@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
@@ -17,11 +18,15 @@ from probes.continuations import Continuation, encode_pairs, score_continuations
 from probes.intervals import bootstrap_bits_per_byte, nats_per_token
 from probes.likelihood import score_documents, tokenize_documents
 from probes.task_record import Item, Task
-from training.huggingface import load_huggingface
+from training.checkpoint import STATE
+from training.distributed import choose_device
+from training.grpo_update import autocast
+from training.huggingface import read_generation
 from training.model import Decoder
+from training.start import load_start, start_tokenizer
 from training.text_encoding import Encode, text_encoder
-from training.tokenizer import load_tokenizer
 
+PRECISIONS = ("float32", "bfloat16")
 ITEMS_AT_ONCE = 256
 Scored = tuple[pa.Table, dict[str, dict[str, float]], dict[str, int]]
 
@@ -65,11 +70,42 @@ class Loaded:
     context: int
     bos: bool
     batch_tokens: int
+    precision: str = "float32"
+    end_ids: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, folder: Path, *, context: int | None, bos: bool, batch_tokens: int) -> Loaded:
-        """Load a Hugging Face folder. DataError without weights, tokenizer, or both bos and eos tokens."""
-        tokenizer = load_tokenizer(folder)
+    def of(
+        cls,
+        folder: Path,
+        *,
+        context: int | None = None,
+        bos: bool = True,
+        batch_tokens: int = 8192,
+        tokenizer_folder: Path | None = None,
+        device: str = "auto",
+        precision: str = "float32",
+    ) -> Loaded:
+        """Load a Hugging Face folder or a checkpoint. DataError without weights, tokenizer, or bos and eos tokens.
+
+        device : "auto", or one of torch's: "cpu", "cuda", "mps", "cuda:1"
+        """
+        if precision not in PRECISIONS:
+            raise RecipeError(
+                f"There is no precision {precision!r}",
+                where="precision",
+                remedy=f"Choose {' or '.join(PRECISIONS)}",
+            )
+        place = named_device(device)
+        try:
+            tokenizer = start_tokenizer(folder, tokenizer_folder)
+        except DataError as error:
+            if tokenizer_folder is not None or not (folder / STATE).exists():
+                raise
+            raise DataError(
+                "A checkpoint has no tokenizer of its own",
+                where=str(folder),
+                remedy="Give the folder of the one that it was trained with (--tokenizer)",
+            ) from error
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if prefix is None:
             raise DataError(
@@ -77,7 +113,13 @@ class Loaded:
                 where=str(folder),
                 remedy="Set `bos_token` in its tokenizer_config.json",
             )
-        model = load_huggingface(folder)
+        model = load_start(folder).to(place).requires_grad_(False)
+        if len(tokenizer) > model.config.vocab_size:
+            raise DataError(
+                f"The tokenizer has {len(tokenizer)} tokens, the model only {model.config.vocab_size}",
+                where=str(folder),
+                remedy="Give the tokenizer that the model was trained with",
+            )
         most = model.config.max_positions
         if context is not None and not 1 <= context <= most:
             raise RecipeError(
@@ -85,15 +127,35 @@ class Loaded:
                 where="context",
                 remedy=f"Choose 1 to {most}",
             )
-        return cls(model, tokenizer, text_encoder(tokenizer), int(prefix), context or most, bos, batch_tokens)
+        encode = text_encoder(tokenizer)
+        eos = read_generation(folder).get("eos_token_id", [])
+        ends = tuple(eos) if isinstance(eos, list) else (eos,)
+        return cls(model, tokenizer, encode, int(prefix), context or most, bos, batch_tokens, precision, ends)
 
     def nats(self, pairs: Sequence[Continuation]) -> np.ndarray:
         """Nats [pairs] of continuations."""
-        return score_continuations(self.model, pairs, context=self.context, batch_tokens=self.batch_tokens)
+        with autocast(self.precision, self.model)():
+            return score_continuations(
+                self.model, pairs, context=self.context, batch_tokens=self.batch_tokens
+            )
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Continuation]:
         """Tokenized (context, continuation) pairs."""
         return encode_pairs(self.encode, texts, self.prefix, self.bos)
+
+
+def named_device(device: str) -> torch.device:
+    """The device of that name; RecipeError when this machine does not have it."""
+    try:
+        place = choose_device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise RecipeError(
+            f"This machine has no device {device!r}: {str(error).splitlines()[0]}",
+            where="device",
+            remedy="Choose auto, cpu, cuda or mps",
+        ) from error
+    return place
 
 
 def score_task(
@@ -186,9 +248,14 @@ def _score_texts(form: str, items: Sequence[Item], loaded: Loaded, advance: Call
         documents = tokenize_documents(
             [Document(id=item.id, text=item.text, source=form) for item in part], loaded.tokenizer
         )
-        table = score_documents(
-            loaded.model, documents, context=loaded.context, stride=stride, batch_tokens=loaded.batch_tokens
-        )
+        with autocast(loaded.precision, loaded.model)():
+            table = score_documents(
+                loaded.model,
+                documents,
+                context=loaded.context,
+                stride=stride,
+                batch_tokens=loaded.batch_tokens,
+            )
         rows += [
             {
                 "id": r["id"],

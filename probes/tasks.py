@@ -158,7 +158,18 @@ def _check(task: Task, where: str) -> None:
         not isinstance(task.choices, str) or "{" not in task.choices or task.form != "cloze"
     ):
         raise RecipeError("With 'contexts', 'choices' is one template and the form is cloze", where=where)
+    drawn = task.generation
+    if (
+        drawn.max_tokens < 1
+        or drawn.samples < 1
+        or any(not 1 <= b <= drawn.max_tokens for b in drawn.budgets)
+    ):
+        raise RecipeError(
+            "'generation' needs at least one token and one sample, and no budget above 'max_tokens'",
+            where=where,
+        )
     templates = [task.prompt, task.text, task.gold, task.letters_prompt, *task.contexts]
+    templates += [task.fewshot.solution, drawn.head, drawn.check]
     if isinstance(task.choices, tuple):
         templates += task.choices
     for template in templates:

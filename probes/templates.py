@@ -1,8 +1,9 @@
 """Templates of task files: `{field}` and nothing that runs.
 
 A field is a path of keys and list positions in a row, `{choices.text}` or `{test_list.0}`, with filters after
-bars from a fixed list, `{sentence|before:_}`. `{{` and `}}` are braces. A row's text is put in as it is: braces
-in it mean nothing, and neither attributes nor format specifications exist.
+bars from a fixed list, `{sentence|before:_}`. A list of texts is joined by `{tests|lines}`. `{{` and `}}` are
+braces. A row's text is put in as it is: braces in it mean nothing, and neither attributes nor format
+specifications exist.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from curation.errors import DataError, RecipeError
+from training.rewards.answers import last_boxed
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -23,7 +25,14 @@ def _wikihow(text: str) -> str:
     return text.replace("  ", " ")
 
 
+def _boxed(text: str) -> str:
+    """The content of the last \\boxed{} of a solution, as MATH's answers are given; nothing where there is none."""
+    return last_boxed(text) or ""
+
+
+LINES = "lines"
 FILTERS: dict[str, Callable[[str], str]] = {
+    "boxed": _boxed,
     "strip": str.strip,
     "capitalize": str.capitalize,
     "lower": str.lower,
@@ -55,12 +64,30 @@ def render(template: str, row: Mapping[str, Any], where: str = "") -> str:
                 remedy="Write {field}, and {{ or }} for a brace itself",
             )
         path, *filters = match.group(1).split("|")
-        text = as_text(lookup(row, path.strip(), where), path, where)
+        value = lookup(row, path.strip(), where)
+        if filters[:1] == [LINES]:
+            filters, value = filters[1:], _joined(value, path, where)
+        text = as_text(value, path, where)
         for name in filters:
             text = _filtered(text, name, where)
         return text
 
     return _PIECE.sub(piece, template)
+
+
+def field_values(template: str, row: Mapping[str, Any], where: str = "") -> list[str]:
+    """The texts of the fields that a template names, each once, as they are in the row: without filters.
+
+    >>> field_values("Question: {q|strip}\\nAnswer: {a.0} {q}", {"q": " Why? ", "a": ["so"]})
+    [' Why? ', 'so']
+    """
+    named = [match.group(1) for match in _PIECE.finditer(template) if match.group(1)]
+    paths = dict.fromkeys(name.split("|")[0].strip() for name in named)
+    values = [(path, lookup(row, path, where)) for path in paths]
+    return [
+        _joined(value, path, where) if isinstance(value, list | tuple) else as_text(value, path, where)
+        for path, value in values
+    ]
 
 
 def check_template(template: str, where: str) -> None:
@@ -73,8 +100,16 @@ def check_template(template: str, where: str) -> None:
         def __contains__(self, key: object) -> bool:
             return True
 
-    heads = re.sub(r"\{([^{}|.]*)\.[^{}|]*", r"{\1", template)
+    heads = re.sub(r"\{([^{}|.]*)\.[^{}|]*", r"{\1", template).replace(f"|{LINES}", "")
     render(heads, _Anything(), where)
+
+
+def _joined(value: Any, path: str, where: str) -> str:
+    if not isinstance(value, list | tuple):
+        raise DataError(
+            f"Field {path!r} is not a list", where=where, remedy="Mend the row, or leave `|lines` out"
+        )
+    return "\n".join(as_text(entry, path, where) for entry in value)
 
 
 def lookup(row: Any, path: str, where: str) -> Any:
@@ -121,5 +156,5 @@ def _filtered(text: str, name: str, where: str) -> str:
         return ARGUMENT_FILTERS[head](text, argument)
     if not colon and name in FILTERS:
         return FILTERS[name](text)
-    known = [*FILTERS, *(f"{n}:TEXT" for n in ARGUMENT_FILTERS)]
+    known = [LINES, *FILTERS, *(f"{n}:TEXT" for n in ARGUMENT_FILTERS)]
     raise RecipeError(f"There is no filter {name!r}", where=where, remedy=f"Known are {', '.join(known)}")

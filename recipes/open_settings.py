@@ -60,6 +60,12 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
             "No code was published; Adam's second moments are those of the optimizer that trained the model.",
         ),
         (
+            "influence protocol",
+            influence.protocol,
+            "`mobilellm-r1`",
+            "The paper's own by its name; where it refers to AutoMixer, AutoMixer's choices as far as they are known.",
+        ),
+        (
             "influence reference",
             f"{', '.join(influence.references)}; choose {influence.choose}",
             "three domain models",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -86,6 +86,9 @@ class LeaveOneOutSettings(Settings):
 class InfluenceSettings(Settings):
     """Influence of training documents on the probes (Eqs. 2 to 6)."""
 
+    protocol: Literal["mixwright", "mobilellm-r1", "automixer"] = "mixwright"
+    """A published protocol by name sets every field below that it speaks of and that is not given here:
+    `mobilellm-r1` is the paper's, `automixer` the one that it refers to. `mixwright` is this list of defaults."""
     references: list[Literal["domain_models", "uniform_proxy"]] = Field(
         default=["domain_models", "uniform_proxy"], min_length=1
     )
@@ -97,18 +100,67 @@ class InfluenceSettings(Settings):
     uniform share, the one that agrees best with leave-one-out."""
     checkpoints: Count = 10
     """T, evenly spaced (paper: 10)."""
-    checkpoint_weights: Literal["step", "uniform"] = "step"
-    """alpha of Eq. 5 (paper: proportional to the step)."""
+    checkpoint_weights: Literal["step", "learning_rate", "uniform", "last", "best"] = "step"
+    """alpha of Eq. 5: proportional to the step (paper) or to the learning rate in the run's log (TracIn), equal, the
+    last checkpoint only, or of each capability the one with the least probe loss (AutoMixer)."""
     preconditioner: Literal["identity", "adam", "datainf", "ekfac"] = "adam"
     """P of v = P^-1 grad L(probe); the paper names AutoMixer, which is known to use DataInf."""
+    parameters: Literal["all", "embedding_and_output"] = "all"
+    """Parameters that count; AutoMixer takes the embedding and output layers."""
+    normalise: Literal["none", "rms", "cosine"] = "none"
+    """`rms`: every checkpoint and probe counts alike; `cosine`: every document's gradient too, at 3 forward passes."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """The loss of a document: mean or sum over its tokens (Eq. 6 multiplies by their number)."""
+    engine: Literal[
+        "auto",
+        "forward",
+        "ghost",
+        "ghost_low_rank",
+        "finite_difference",
+        "finite_difference_one_sided",
+        "explicit",
+    ] = "auto"
+    """`auto`: the cheapest that agrees with the exact reference on a pilot."""
     documents_per_source: Count = 200
+    group_documents: Annotated[int, Field(ge=0)] = 0
+    """0 scores each document; n scores averaged gradients of random groups of n documents."""
+    half_width: Share = 0.0
+    """Above 0: documents are sampled until every source weight is known to plus or minus this (0.02: 2 points), at
+    `documents_per_source` at most. 0 scores all of them."""
+    curvature_documents: Count = 64
+    """Documents that datainf and ekfac measure the curvature on."""
+    damping: Positive = 0.1
+    """For datainf and ekfac: the share of the mean curvature that is added to it."""
     probe_documents: Count = 200
     """Probe documents behind one direction."""
     context: Count = 256
+    windows: Literal["first", "all"] = "first"
+    """Longer documents: their first `context` tokens, or all of them in pieces."""
     bounded_step: Positive = 1.0
     """Largest change of a log weight in the bounded step."""
     floor: Share = 0.0
     """Least weight of a source, as a share of its uniform weight."""
+    resample_checkpoints: bool = True
+    """Whether intervals are over checkpoints as well as documents."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_protocol(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("protocol", "mixwright") == "mixwright":
+            return given
+        from mixing.influence.settings import PROTOCOLS
+
+        return {**PROTOCOLS.get(given["protocol"], {}), **given}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> InfluenceSettings:
+        if self.half_width and self.normalise == "rms":
+            raise ValueError(
+                "`half_width` samples documents, and `normalise: rms` needs the benefits of all of them"
+            )
+        if self.group_documents and self.normalise == "cosine":
+            raise ValueError("`normalise: cosine` belongs to single documents; set `group_documents: 0`")
+        return self
 
     @model_validator(mode="after")
     def _choice_is_computed(self) -> InfluenceSettings:

@@ -12,7 +12,7 @@ from curation.errors import DataError, RecipeError
 from mixing.fit.tables import ProxyTable, read_proxy_table
 
 WITHOUT_RUNS = ("uniform", "proportional", "temperature", "unimax")
-FROM_RUNS = ("best-of-n", "leave-one-out", "log-linear", "gaussian-process", "regmix")
+FROM_RUNS = ("best-of-n", "leave-one-out", "log-linear", "gaussian-process", "posterior", "regmix")
 FROM_FILES = ("influence", "mixmin", "doremi")
 METHODS = (*WITHOUT_RUNS, *FROM_RUNS, *FROM_FILES)
 
@@ -163,7 +163,7 @@ def run_warnings(table: ProxyTable, method: str) -> tuple[str, ...]:
     centred = table.weights - table.weights.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=True)
     rank = int(np.sum(sizes > 1e-8))
-    if method in ("log-linear", "gaussian-process", "regmix") and rank < m - 1:
+    if method in ("log-linear", "gaussian-process", "posterior", "regmix") and rank < m - 1:
         # Directions that no run explores; that in which all shares grow together is not a mixture's.
         unseen = directions[rank:] - directions[rank:].mean(axis=1, keepdims=True)
         blurred = [s for j, s in enumerate(table.sources) if np.abs(unseen[:, j]).max() > 1e-6]

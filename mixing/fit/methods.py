@@ -102,6 +102,10 @@ def propose_from_runs(
         return propose_regmix(
             table, objective, simplex, seed=seed, prior=prior, candidates=options.candidates
         )
+    if method == "posterior":
+        from mixing.posterior.method import propose_posterior  # it builds on this package
+
+        return propose_posterior(table, objective, simplex, seed)
     processes = posterior if isinstance(posterior, ProcessPosterior) else None
     return propose_process(
         table, processes or ProcessPosterior.fit(table, epsilon=epsilon), objective, simplex, seed=seed

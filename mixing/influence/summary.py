@@ -10,23 +10,17 @@ that pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curation.errors import RecipeError
-from mixing.influence.joint import CheckpointRule, Normalise, joint_benefit
+from mixing.influence.bootstrap import resampled_table, resampled_weights
+from mixing.influence.joint import Column, benefit_matrix, column_factors
 from mixing.influence.pilot import pearson
-from mixing.influence.weights import (
-    SourceWeight,
-    WeightMap,
-    benefit_table,
-    mixture_weights,
-    positive_weights,
-    trust_region_weights,
-)
+from mixing.influence.settings import AssemblySettings, CheckpointRule, Normalise
+from mixing.influence.weights import RowsMap, SourceWeight, positive_rows, same_sources, trust_region_rows
 
 BOUNDED = ", bounded step"
 DEFAULT_STEP = 1.0
@@ -46,6 +40,10 @@ def summarise(
     resamples: int = 1000,
     level: float = 0.9,
     seed: int = 0,
+    resample_checkpoints: bool = True,
+    learning_rates: Mapping[int, float] | None = None,
+    probe_losses: Mapping[str, Mapping[Column, float]] | None = None,
+    reduction: str = "mean",
 ) -> dict[str, Any]:
     """The contents of summary.json.
 
@@ -54,34 +52,52 @@ def summarise(
     noise    : sources that must end below the uniform share
     effects  : `{"source", "capability", "delta"}` of leave-one-out, positive = the source helps; may be empty
     pilots   : agreements of the engines, passed on
+    learning_rates, probe_losses : for the checkpoint rules "learning_rate" and "best"; losses by reference
+    reduction: whether the loss of a document is the mean or the sum over its tokens, as it was scored; stored
+    Intervals are over documents and, unless `resample_checkpoints` is false, over checkpoints. The sources that
+    Eq. 6 clips are named under "clipped".
     Each reference gives two entries of equal table: Eq. 6, and the bounded step.
     """
     if not tables:
         raise RecipeError("There is no reference model", where="influence", remedy="Score at least one")
     references: dict[str, Any] = {}
-    chance: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
+    assembly = AssemblySettings(checkpoints, normalise, floor, resamples, level, resample_checkpoints, seed)
     for name, table in tables.items():
-        present = sorted(set(table["capability"].to_pylist()))
-        options: dict[str, Any] = {"checkpoints": checkpoints, "normalise": normalise}
-        by_capability = {c: joint_benefit(table, capabilities=[c], **options) for c in present}
-        joint = joint_benefit(table, **options)
-        sources = sorted(set(joint["source"].to_pylist()))
-        start = dict(current) if current else dict.fromkeys(sources, 1.0 / len(sources))
-        rows = benefit_table(by_capability, **chance)
-        maps: dict[str, WeightMap] = {
-            name: partial(positive_weights, floor=floor),
-            name + BOUNDED: partial(trust_region_weights, start, step=trust_step),
+        matrix = benefit_matrix(table, normalise=normalise)
+        options = (checkpoints, learning_rates, (probe_losses or {}).get(name))
+        present = list(dict.fromkeys(c for c, _ in matrix.columns))
+        own = {c: column_factors([k for k in matrix.columns if k[0] == c], *options) for c in present}
+        factors = column_factors(matrix.columns, *options)
+        sources = sorted({source for source, _ in matrix.keys})
+        start = dict(current) if current else dict.fromkeys(sources, 1.0)
+        same_sources(start, sources)
+        rows = resampled_table(matrix, own, assembly)
+        shares = np.array([start[source] for source in sources])
+        maps: dict[str, RowsMap] = {
+            name: lambda rho: positive_rows(rho, floor),
+            name + BOUNDED: lambda rho, shares=shares: trust_region_rows(shares, rho, trust_step),  # type: ignore[misc]
         }
         for entry, to_weights in maps.items():
-            weights = mixture_weights(joint, to_weights, **chance)
+            weights = resampled_weights(matrix, factors, assembly, to_weights)
             references[entry] = {
                 "table": rows,
                 "weights": [w.record() for w in weights],
+                "clipped": [w.source for w in weights if w.clipped],
                 "noise_below_uniform": not loud(weights, noise),
                 "agreement": loo_agreement(rows, effects),
             }
     chosen, why = choose(references, noise)
-    return {"references": references, "chosen": chosen, "why": why, "pilots": list(pilots)}
+    return {
+        "references": references,
+        "chosen": chosen,
+        "why": why,
+        "pilots": list(pilots),
+        # As the report and other readers need them: a mapping has its steps as text in JSON.
+        "checkpoint_weights": checkpoints if isinstance(checkpoints, str) else dict(checkpoints),
+        "normalise": normalise,
+        "reduction": reduction,
+        "level": level,
+    }
 
 
 def loud(weights: Sequence[SourceWeight], noise: Sequence[str]) -> list[str]:

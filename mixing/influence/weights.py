@@ -16,9 +16,8 @@ and -1, so the weights are 1 and 0, the second clipped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from math import exp, sqrt
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ import pyarrow as pa
 from curation.errors import DataError, RecipeError
 
 WeightMap = Callable[[dict[str, float]], dict[str, float]]  # densities to weights
+RowsMap = Callable[[np.ndarray], np.ndarray]  # the same for many at once, [n, sources] to [n, sources]
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,19 @@ def positive_weights(rho: Mapping[str, float], floor: float = 0.0) -> dict[str, 
     >>> positive_weights({"a": 3.0, "b": 1.0, "c": -2.0})
     {'a': 0.75, 'b': 0.25, 'c': 0.0}
     """
+    names = list(rho)
+    found = positive_rows(np.array([[rho[name] for name in names]]), floor)[0]
+    return dict(zip(names, found.tolist(), strict=True))
+
+
+def positive_rows(rho: np.ndarray, floor: float = 0.0) -> np.ndarray:
+    """`positive_weights` of every row of densities [n, sources]."""
     if floor < 0:
         raise RecipeError(f"The floor {floor} is negative", where="influence.floor", remedy="Give 0 or more")
-    kept = {name: max(value, 0.0) for name, value in rho.items()}
-    mean = sum(kept.values()) / len(kept)
-    if mean == 0.0:
-        return dict.fromkeys(kept, 1.0 / len(kept))
-    raised = {name: value + floor * mean for name, value in kept.items()}
-    total = sum(raised.values())
-    return {name: value / total for name, value in raised.items()}
+    kept = np.maximum(rho, 0.0)
+    raised = kept + floor * kept.mean(-1, keepdims=True)
+    total = raised.sum(-1, keepdims=True)
+    return np.where(total > 0, raised / np.where(total > 0, total, 1.0), 1.0 / rho.shape[-1])
 
 
 def trust_region_weights(
@@ -80,24 +84,34 @@ def trust_region_weights(
     >>> trust_region_weights({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 0.0}, step=0.0)
     {'a': 0.5, 'b': 0.5}
     """
-    if set(current) != set(rho):
-        odd = sorted(set(current) ^ set(rho))[0]
+    same_sources(current, rho)
+    names = list(rho)
+    moved = trust_region_rows(
+        np.array([current[name] for name in names]), np.array([[rho[name] for name in names]]), step
+    )[0]
+    return dict(zip(names, moved.tolist(), strict=True))
+
+
+def same_sources(current: Iterable[str], rho: Iterable[str]) -> None:
+    """DataError that names a source which has a weight or a density but not both."""
+    odd = sorted(set(current) ^ set(rho))
+    if odd:
         raise DataError(
-            f"Source {odd!r} has a weight or a density but not both",
+            f"Source {odd[0]!r} has a weight or a density but not both",
             where="trust region",
             remedy="Give the same sources to both",
         )
-    total = sum(current.values())
-    share = {name: weight / total for name, weight in current.items()}
-    mean = sum(share[name] * rho[name] for name in share)
-    spread = sqrt(sum(share[name] * (rho[name] - mean) ** 2 for name in share))
-    if spread == 0.0:
-        return share
-    moved = {
-        name: share[name] * exp(step * min(max((rho[name] - mean) / spread, -2.0), 2.0) / 2) for name in share
-    }
-    total = sum(moved.values())
-    return {name: weight / total for name, weight in moved.items()}
+
+
+def trust_region_rows(current: np.ndarray, rho: np.ndarray, step: float) -> np.ndarray:
+    """`trust_region_weights` of every row of densities [n, sources]; `current` [sources]."""
+    share = current / current.sum()
+    mean = (share * rho).sum(-1, keepdims=True)
+    spread = np.sqrt((share * (rho - mean) ** 2).sum(-1, keepdims=True))
+    z = np.where(spread > 0, (rho - mean) / np.where(spread > 0, spread, 1.0), 0.0)
+    moved = share * np.exp(step * z.clip(-2.0, 2.0) / 2)
+    total = moved.sum(-1, keepdims=True)
+    return moved / total
 
 
 def mixture_weights(

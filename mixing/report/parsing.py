@@ -136,9 +136,16 @@ def parse_influence(value: Any, recipe: RecipeFacts) -> Influence:
         chosen=str(value["chosen"]),
         why=str(value.get("why", "")),
         pilots=tuple(p for p in value.get("pilots", ()) if isinstance(p, dict)),
-        rule=value.get("checkpoint_weights", recipe.checkpoint_rule),
+        rule=_rule(value, recipe),
         normalise=str(value.get("normalise", "none")),
     )
+
+
+def _rule(value: Any, recipe: RecipeFacts) -> Any:
+    """How checkpoints were joined, as `joint_benefit` takes it: rates as weights, since the logs may be gone."""
+    rule = value.get("checkpoint_weights", recipe.checkpoint_rule)
+    given = value.get("learning_rates") if rule == "learning_rate" else rule
+    return {int(step): float(rate) for step, rate in given.items()} if isinstance(given, Mapping) else rule
 
 
 def _reference(name: str, entry: Mapping[str, Any]) -> Reference:

@@ -52,10 +52,13 @@ def main() -> None:
         evaluating,
         exporting,
         fitting,
+        hybrids,
+        influencing,
         machine,
         mixing,
         post_training,
         running,
+        speed,
         training,
         tuning,
     )

@@ -60,7 +60,7 @@ def _token_benefits(run: Run) -> Spent:
                 model,
                 {name: probes[name] for name in job.capabilities},
                 settings.preconditioner,
-                parameters=getattr(settings, "parameters", "all"),
+                parameters=settings.parameters,
                 moments=load_adam_moments(job.checkpoint) if settings.preconditioner == "adam" else None,
                 curvature=_spread(samples, settings.curvature_documents),
                 damping=settings.damping,
@@ -95,7 +95,7 @@ def _coloured(
     take = min(EACH, len(ranked) // 2)
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     rows = []
-    for name, benefit in [*ranked[:take], *ranked[len(ranked) - take :]]:
+    for name, _ in [*ranked[:take], *ranked[len(ranked) - take :]]:
         document = by_id[name]
         values = token_benefit(
             model,
@@ -109,7 +109,7 @@ def _coloured(
             {
                 "document": name,
                 "source": document.source,
-                "benefit": benefit,
+                "benefit": float(values.sum()),
                 "tokens": len(values),
                 "pieces": text_pieces(tokenizer, document.ids[:MOST_TOKENS], values[:MOST_TOKENS]),
                 "rest": float(values[MOST_TOKENS:].sum()),

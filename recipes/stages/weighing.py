@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from curation.atomic import hash_file, read_json, write_json, write_text
 from mixing.influence import (
+    AssemblySettings,
     CheckpointJob,
     InfluenceSettings,
+    Stopping,
+    adaptive_influence,
     choose_samples,
     influence_at_checkpoints,
     read_benefits,
+    read_record,
 )
+from mixing.influence.adaptive import write_sampled
+from mixing.influence.loading import learning_rate_at
 from mixing.influence.summary import summarise
 from mixing.leave_one_out import loo_weights
 from mixing.mixture import Mixture, make_mixture, write_mixture
@@ -79,39 +87,107 @@ def probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
 
 def _influence(run: Run) -> Spent:
     recipe, folder = run.recipe, run.path("influence")
-    settings = InfluenceSettings(
-        preconditioner=recipe.influence.preconditioner, context=recipe.influence.context
-    )
+    wanted = recipe.influence
+    settings, assembly = influence_settings(recipe)
     samples = choose_samples(
         [TokenSource.open(path) for path in token_folders(run).values()],
-        recipe.influence.documents_per_source,
+        wanted.documents_per_source,
         recipe.seed,
     )
     probes = probe_documents(run)
     by_reference = influence_jobs(run)
     jobs = [job for reference in by_reference.values() for job in reference]
-    influence_at_checkpoints(jobs, probes, samples, folder, settings, workers=run.workers)
-    tables, pilots = {}, []
+    rates = _learning_rates(jobs) if wanted.checkpoint_weights == "learning_rate" else None
+    sampled: dict[str, Any] = {}
+    if wanted.half_width:
+        stopping = Stopping(
+            half_width=wanted.half_width, first=min(64, max(8, wanted.documents_per_source // 4))
+        )
+        for reference, its_jobs in by_reference.items():
+            found = adaptive_influence(
+                its_jobs,
+                {c: d for c, d in probes.items() if any(c in job.capabilities for job in its_jobs)},
+                samples,
+                folder,
+                settings,
+                assembly,
+                stopping,
+                learning_rates=rates,
+                workers=run.workers,
+            )
+            write_sampled(found, its_jobs, folder)
+            sampled[reference] = found.sampled.record()
+    else:
+        influence_at_checkpoints(jobs, probes, samples, folder, settings, workers=run.workers)
+    tables, pilots, losses, tokens = {}, [], {}, 0.0
     for reference, its_jobs in by_reference.items():
         files = [job.file(folder, capability) for job in its_jobs for capability in job.capabilities]
         tables[reference], agreement = read_benefits(files)
+        records = [read_record(file) for file in files]
+        losses[reference] = {(r["capability"], r["step"]): r["direction"]["probe_loss"] for r in records}
+        tokens += sum({r["inputs"]: r["forward_tokens"] for r in records}.values())
         pilots += agreement
     summary = summarise(
         tables,
-        checkpoints=recipe.influence.checkpoint_weights,
-        floor=recipe.influence.floor,
-        trust_step=recipe.influence.bounded_step,
+        checkpoints=wanted.checkpoint_weights,
+        normalise=wanted.normalise,
+        floor=wanted.floor,
+        trust_step=wanted.bounded_step,
         current=uniform_weights(run),
         noise=[source.name for source in recipe.sources if not source.capabilities],
         effects=read_json(run.path("leave_one_out", "leave_one_out.json"))["effects"],
         pilots=pilots,
         resamples=recipe.probes.resamples,
         seed=recipe.seed,
+        resample_checkpoints=wanted.resample_checkpoints,
+        learning_rates=rates,
+        probe_losses=losses,
+        reduction=wanted.reduction,
     )
-    if recipe.influence.choose != "auto":
-        summary |= {"chosen": recipe.influence.choose, "why": "The recipe asks for it by `influence.choose`."}
+    summary |= {"protocol": wanted.protocol, "forward_tokens": tokens}
+    if rates is not None:  # what the report joins by
+        summary["learning_rates"] = {str(step): rate for step, rate in rates.items()}
+    if sampled:
+        summary["sampled"] = sampled
+    if wanted.choose != "auto":
+        summary |= {"chosen": wanted.choose, "why": "The recipe asks for it by `influence.choose`."}
     write_json(folder / "summary.json", summary)
+    shutil.rmtree(folder / ".work", ignore_errors=True)
     return _influence_cost(recipe, len(samples))
+
+
+def influence_settings(recipe: Recipe) -> tuple[InfluenceSettings, AssemblySettings]:
+    """The recipe's block as the settings of scoring and of assembling."""
+    wanted = recipe.influence
+    return (
+        InfluenceSettings(
+            preconditioner=wanted.preconditioner,
+            parameters=wanted.parameters,
+            engine=wanted.engine,
+            reduction=wanted.reduction,
+            context=wanted.context,
+            windows=wanted.windows,
+            curvature_documents=wanted.curvature_documents,
+            damping=wanted.damping,
+            group_documents=wanted.group_documents,
+            cosine=wanted.normalise == "cosine",
+            seed=recipe.seed,
+        ),
+        AssemblySettings(
+            checkpoint_weights=wanted.checkpoint_weights,
+            normalise=wanted.normalise,
+            floor=wanted.floor,
+            resamples=recipe.probes.resamples,
+            resample_checkpoints=wanted.resample_checkpoints,
+            seed=recipe.seed,
+        ),
+    )
+
+
+def _learning_rates(jobs: Sequence[CheckpointJob]) -> dict[int, float]:
+    """The rate at each step; the reference models of a recipe share one schedule."""
+    found = {job.step: learning_rate_at(job.checkpoint) for job in jobs}
+    return {step: rate for step, rate in found.items() if rate is not None}
 
 
 def _influence_cost(recipe: Recipe, samples: int) -> Spent:

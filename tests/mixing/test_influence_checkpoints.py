@@ -131,7 +131,9 @@ def test_finished_files_stay_and_changed_inputs_are_noticed(
     [file] = influence_at_checkpoint(job, trained.probes, trained.samples, tmp_path)
     before = file.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("mixing.influence.checkpoints.score", lambda *a, **k: pytest.fail("scored again"))
+        patched.setattr(
+            "mixing.influence.checkpoints.OpenCheckpoint", lambda *a, **k: pytest.fail("scored again")
+        )
         influence_at_checkpoint(job, trained.probes, trained.samples, tmp_path)
         # Without its JSON, a table is not finished.
         beside = file.with_suffix(".json")

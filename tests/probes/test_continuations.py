@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -73,6 +74,46 @@ def test_shared_contexts_change_nothing(data: st.DataObject) -> None:
         patch.setattr(probes.continuations, "SHARED_TOKENS", 2)
         nats = score_continuations(MODEL, pairs, context=24, batch_tokens=data.draw(st.integers(1, 300)))
     assert nats == pytest.approx([bare(MODEL, pair, 24) for pair in pairs], rel=1e-5, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_shared_beginnings_change_nothing(data: st.DataObject) -> None:
+    """Few-shot examples of several subjects: contexts that begin alike, with several continuations each."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pairs = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        shots = rng.integers(0, 50, data.draw(st.integers(3, 12)))
+        for _ in range(data.draw(st.integers(1, 4))):
+            before = np.concatenate([shots, rng.integers(0, 50, data.draw(st.integers(0, 6)))])
+            for _ in range(data.draw(st.integers(1, 3))):
+                tail = rng.integers(0, 50, data.draw(st.integers(1, 8)))
+                pairs.append(Continuation(np.concatenate([before, tail]), len(before)))
+    order = rng.permutation(len(pairs))
+    pairs = [pairs[i] for i in order]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes.continuations, "BEGINNING_TOKENS", 2)
+        nats = score_continuations(MODEL, pairs, context=24, batch_tokens=data.draw(st.integers(1, 300)))
+        many = [pair for pair in pairs if pair.first > 2]
+        event = "shared" if many and probes.continuations._beginnings(many, 24)[0] else "alone"
+    hypothesis.event(event)
+    assert nats == pytest.approx([bare(MODEL, pair, 24) for pair in pairs], rel=1e-5, abs=1e-5)
+
+
+def test_few_shot_examples_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens that go through the layers are those of the beginning, once, and of what follows it."""
+    rng = np.random.default_rng(1)
+    monkeypatch.setattr(probes.continuations, "BEGINNING_TOKENS", 8)
+    shots = rng.integers(0, 50, 12)
+    pairs = [Continuation(np.concatenate([shots, rng.integers(0, 50, 6)]), 15) for _ in range(10)]
+    fed: list[int] = []
+    hook = MODEL.layers[0].register_forward_pre_hook(lambda _, given: fed.append(given[0].numel() // 32))
+    try:
+        nats = score_continuations(MODEL, pairs, context=24, batch_tokens=1000)
+    finally:
+        hook.remove()
+    assert sum(fed) <= 12 + 10 * 6 < sum(len(pair.ids) - 1 for pair in pairs)
+    assert nats == pytest.approx([bare(MODEL, pair, 24) for pair in pairs], rel=1e-5)
 
 
 def test_a_continuation_longer_than_the_context_scores_each_token_once() -> None:

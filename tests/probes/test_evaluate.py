@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,19 @@ def test_likelihood_of_texts(folder: Path, tmp_path: Path) -> None:
     assert result.metrics["likelihood"]["bits_per_byte"]["value"] == pytest.approx(bits)
 
 
+def test_prompts_beyond_the_context_lose_tokens_on_the_left_and_are_counted(
+    folder: Path, data: dict[str, Path]
+) -> None:
+    given = {"arc_easy": data["arc_easy"]}
+    result = evaluate(folder, ["arc_easy"], data=given, context=12)["arc_easy"]
+    dropped = [row["dropped"] for row in result.records.to_pylist() if row["form"] == "cloze"]
+    assert (
+        result.described["counts"]["cloze"]["items_with_dropped_context"] == sum(d > 0 for d in dropped) > 0
+    )
+    whole = evaluate(folder, ["arc_easy"], data=given)["arc_easy"]
+    assert whole.described["counts"]["cloze"]["items_with_dropped_context"] == 0
+
+
 def test_finished_tasks_are_not_repeated(
     folder: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +205,8 @@ def test_commands(
     assert pq.read_table(written / "arc_easy" / "items.parquet").num_rows == 2 * len(ARC)
     shown = run(*given)
     assert "arc_easy" in shown and "acc per_char" in shown and "bits per byte" in shown
-    assert "bits per byte" in run("eval-compare", str(written), str(written))
+    copied = shutil.copytree(written, tmp_path / "copy")
+    assert "bits per byte" in run("eval-compare", str(written), str(copied))
 
 
 def test_a_generation_task_is_sampled_judged_and_compared(folder: Path, tmp_path: Path) -> None:
@@ -210,5 +225,8 @@ def test_a_generation_task_is_sampled_judged_and_compared(folder: Path, tmp_path
     assert evaluate(folder, [task], out=tmp_path / "a", seed=1)["sums"].reused
     again = evaluate(folder, [task], out=tmp_path / "b", seed=1)["sums"]
     assert again.records.equals(result.records)
-    (same,) = compare_results(tmp_path / "a", tmp_path / "b")
-    assert same.metric == "accuracy" and same.difference == 0 and same.headline
+    same = {d.metric: d for d in compare_results(tmp_path / "a", tmp_path / "b")}
+    assert set(same) == {"accuracy", "truncated", "no_answer", "mean_tokens"}
+    assert same["accuracy"].difference == 0 and same["accuracy"].headline
+    for name in same:
+        assert same[name].a == pytest.approx(metrics[name]["value"])

@@ -113,3 +113,22 @@ def test_impossible_requests_are_sentences() -> None:
         model.norm.weight.fill_(float("nan"))
     with pytest.raises(DataError, match="no finite loss"):
         score_documents(model, _documents([4]), context=16, stride=16)
+
+
+def test_packed_equals_unpacked_equals_one_at_a_time() -> None:
+    """Documents in one row, kept apart as training packs them, beside a batch, beside each alone."""
+    model = Decoder(CONFIG).init_weights(0)
+    documents = _documents([2, 9, 17, 3])
+    batched = score_documents(model, documents, context=32, stride=32)["nats"].to_pylist()
+    alone = [score_documents(model, [d], context=32, stride=32)["nats"][0].as_py() for d in documents]
+    fed = torch.from_numpy(np.concatenate([d.ids[:-1] for d in documents]))[None]
+    owner = np.concatenate([[n] * (len(d.ids) - 1) for n, d in enumerate(documents)])
+    places = np.concatenate([np.arange(len(d.ids) - 1) for d in documents])
+    labels = torch.from_numpy(np.concatenate([d.ids[1:] for d in documents]))
+    with torch.no_grad():
+        hidden = model(fed, torch.from_numpy(places)[None], torch.from_numpy(owner)[None])
+        logp = model.logits(hidden)[0].double().log_softmax(-1)
+    packed = np.zeros(len(documents))
+    np.add.at(packed, owner, -logp[torch.arange(len(labels)), labels].numpy())
+    assert batched == pytest.approx(packed.tolist(), rel=1e-5)
+    assert alone == pytest.approx(packed.tolist(), rel=1e-5)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import pickle
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import DataError, MixwrightError, RecipeError
+from probes.task_programs import program_tests
 from probes.tasks import FewShot, load_task, read_items, task_names
 from tests.probes.tiny_evaluation import ARC, write_rows
+from training.rewards import named_reward, score
 
 ROWS: dict[str, dict[str, Any]] = {
     "arc_easy": ARC[0],
@@ -33,6 +39,26 @@ ROWS: dict[str, dict[str, Any]] = {
     "math500": {"unique_id": "u", "problem": "$1{+}1$", "answer": "2"},
     "humaneval_gold_bpb": {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "    return {}\n"},
     "mbpp_gold_bpb": {"task_id": 1, "text": "Add", "code": "x", "test_list": ["a", "b", "c"]},
+    "gsm8k_8shot": {"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
+    "math500_4shot": {"unique_id": "u", "problem": "$1{+}1$", "answer": "2", "solution": r"It is $\boxed{2}$."},
+    "math": {"problem": "$x$?", "level": "Level 1", "type": "Algebra", "solution": r"$\boxed{\frac{1}{2}}$"},
+    "aime24": {"id": 60, "problem": "Find $n$.", "solution": "204", "answer": "204", "url": "u", "year": "2024"},
+    "aime25": {"problem": "Find $n$.", "answer": "70"},
+    "amc23": {"id": 0, "question": "How many?", "answer": 27.0, "url": "u"},
+    "humaneval": {
+        "task_id": "H/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n", "entry_point": "f",
+        "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+    },
+    "mbpp": {
+        "task_id": 1, "text": "Add", "code": "def add(a, b):\n    return a + b", "test_setup_code": "",
+        "challenge_test_list": [],
+        "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(2, 2) == 4"],
+    },
+    "livecodebench": {
+        "question_title": "Double", "question_content": "Read n, print 2n.", "platform": "atcoder", "question_id": "q",
+        "contest_id": "c", "contest_date": "2025-01-01", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+        "public_test_cases": '[{"input": "2\\n", "output": "4\\n", "testtype": "stdin"}]', "private_test_cases": "",
+    },
 }  # fmt: skip
 
 
@@ -46,11 +72,60 @@ def test_every_shipped_task_works_from_a_local_file(name: str, tmp_path: Path) -
     pq.write_table(pa.Table.from_pylist(rows), file)
     local = replace(task, data=str(file), fewshot=replace(task.fewshot, data=None, subset=None))
     (item,) = read_items(local)  # the examples are not asked
-    assert item.gold
+    assert item.gold and all(text.strip() for text in item.searched)
+    assert not any("Question:" in text or "Please reason" in text for text in item.searched)
     assert item.prompt.count("\n\n") >= task.fewshot.count
     if task.scoring == "choice":
         assert item.gold == item.choices[item.gold_choice]
         assert all(choice.startswith(" ") for choice in item.choices)
+
+
+def test_few_shot_examples_show_a_worked_solution_and_the_gold_is_the_answer(tmp_path: Path) -> None:
+    rows = [{**ROWS["gsm8k_8shot"], "question": f"{i}?", "answer": f"so {i}\n#### {i}"} for i in range(9)]
+    (item,) = read_items(replace(load_task("gsm8k_8shot"), data=str(write_rows(tmp_path / "r.jsonl", rows))))
+    assert item.gold.strip() == "8"
+    assert item.prompt.startswith("Question: 0?\nAnswer: so 0\n#### 0\n\nQuestion: 1?")
+    assert item.prompt.endswith("#### 7\n\nQuestion: 8?\nAnswer:")
+    assert _item("math", tmp_path).gold == r"\frac{1}{2}"
+    assert _item("amc23", tmp_path).gold == "27.0"
+    rows = [{**ROWS["mbpp"], "task_id": i} for i in range(4)]
+    (item,) = read_items(replace(load_task("mbpp"), data=str(write_rows(tmp_path / "r.jsonl", rows))))
+    assert item.prompt.count("[BEGIN]\ndef add(a, b):\n    return a + b\n[DONE]\n\n") == 3
+    assert json.loads(item.gold)["functions"] == ["add"]
+
+
+def _hub_pickle(cases: Any) -> str:
+    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
+
+
+def test_livecodebench_cases_are_read_and_a_pickle_that_would_run_is_refused(tmp_path: Path) -> None:
+    row = ROWS["livecodebench"]
+    private = _hub_pickle([{"input": "7", "output": "14", "testtype": "stdin"}])
+    task = load_task("livecodebench")
+    assert json.loads(program_tests(task, row | {"private_test_cases": private}, "r"))["io"][1] == ["7", "14"]
+    called = [{"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}]
+    method = row | {
+        "public_test_cases": json.dumps(called), "starter_code": "class Solution:\n    def add(self, a, b):\n",
+        "metadata": '{"func_name": "add"}',
+    }  # fmt: skip
+    tests = program_tests(task, method, "r")
+    assert json.loads(tests) == {"function": "Solution().add", "calls": [[[[1, 2], 3], 6]]}
+    reward = named_reward("code")
+    try:
+        body = "class Solution:\n    def add(self, a, b):\n        return sum(a) + b\n"
+        assert score(reward, f"```python\n{body}```", tests).correct
+        assert not score(reward, f"```python\n{body.replace('+ b', '- b')}```", tests).correct
+    finally:
+        reward.close()  # type: ignore[attr-defined]
+
+    class Runs:
+        def __reduce__(self) -> Any:
+            return (print, ("it ran",))
+
+    evil = base64.b64encode(zlib.compress(pickle.dumps(Runs()))).decode()
+    for bad in (evil, "!!", base64.b64encode(b"no zlib").decode(), "[]", "[1]", _hub_pickle("x")):
+        with pytest.raises(DataError, match="test cases"):
+            program_tests(task, row | {"private_test_cases": bad}, "row 1")
 
 
 def _item(name: str, tmp_path: Path, form: Any = None) -> Any:

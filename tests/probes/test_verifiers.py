@@ -1,4 +1,4 @@
-"""The verifier of a real benchmark: all reference solutions accepted, all of a perturbed copy rejected."""
+"""The verifiers: all reference solutions of a benchmark accepted, all of a perturbed copy rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from training.rewards import named_reward, score
+from probes.task_programs import program_tests
+from probes.tasks import load_task
+from training.rewards import MathReward, MathVerify, named_reward, score
 
 CORPORA = Path(os.environ.get("MIXWRIGHT_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
 
@@ -34,3 +36,103 @@ def test_gsm8k_solutions_and_perturbed_copies() -> None:
             assert not score(reward, f"{steps}The answer is {wrong}.", answer).correct
         assert not score(reward, f"{solution} No: \\boxed{{{answer}7}}", answer).correct
         assert not score(reward, "", answer).correct
+
+
+# Answers in the forms of MATH's keys, each with one that means the same and one that does not.
+MATH = [
+    (r"\frac{1}{2}", "0.5", r"\frac{1}{3}"),
+    (r"\dfrac{14}{3}", r"\frac{14}{3}", r"\frac{3}{14}"),
+    (r"3\sqrt{13}", r"\sqrt{117}", r"13\sqrt{3}"),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \frac{\pi}{2})", r"(3, \frac{\pi}{3})"),
+    (r"p - q", r"-q + p", r"q - p"),
+    (r"x^2 + 2x + 1", r"(x+1)^2", r"(x-1)^2"),
+    (r"10\%", r"10\%", r"11\%"),
+    (r"[-2, 7)", r"[-2,7)", r"(-2, 7)"),
+    (r"1,000", "1000", "100"),
+    (r"-\frac{35}{9}", r"-35/9", r"35/9"),
+    (
+        r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}",
+        r"\begin{pmatrix}1\\-2\end{pmatrix}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+    ),
+    (r"2^{10}", "1024", "1023"),
+]
+HOSTILE = [
+    "\\boxed{" * 3000, "{" * 5000, "\\frac{1}{" * 800 + "2" + "}" * 800, "9" * 20000, "2^{9^{9^{9^{9}}}}",
+    "\\input{/etc/passwd}", "__import__('os').system('true')", "1/0", "\\sum_{n=1}^{10^{12}} n", "\x00\u202e7",
+    "\\left(" * 500,
+]  # fmt: skip
+
+
+def test_mathematical_answers_and_perturbed_copies() -> None:
+    # More time than the reward's own two seconds: a crowded machine is no wrong answer.
+    reward = MathReward(second_opinion=MathVerify(seconds=60.0).equal)
+    try:
+        for key, same, other in MATH:
+            for text in (key, same):
+                assert score(reward, f"Therefore it is $\\boxed{{{text}}}$.", key).correct, (key, text)
+            assert not score(reward, f"Therefore it is $\\boxed{{{other}}}$.", key).correct, (key, other)
+            assert not score(reward, "I do not know.", key).correct
+    finally:
+        reward.second_opinion.__self__.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["math", "math-verify"])
+def test_hostile_answers_are_wrong_and_end(name: str) -> None:
+    reward = named_reward(name)
+    try:
+        for text in HOSTILE:
+            assert not score(reward, f"$\\boxed{{{text}}}$", "13").correct, text[:40]
+        assert score(reward, r"$\boxed{13}$", "13").correct  # it still judges
+    finally:
+        if name == "math-verify":
+            reward.second_opinion.__self__.close()  # type: ignore[attr-defined]
+
+
+PROGRAMS = [  # a row, its solution, a change that breaks it
+    (
+        "humaneval",
+        {
+            "prompt": "def below(numbers, limit):\n    \"\"\"Whether all are below.\"\"\"\n", "entry_point": "below",
+            "test": "def check(candidate):\n    assert candidate([1, 2], 3)\n    assert not candidate([1, 3], 3)\n",
+        },
+        "    return all(n < limit for n in numbers)\n", ("<", "<="),
+    ),
+    (
+        "humaneval",
+        {
+            "prompt": "import math\n\n\ndef area(r):\n", "entry_point": "area",
+            "test": "def check(candidate):\n    assert abs(candidate(3) - 28.274333882) < 1e-6\n",
+        },
+        "    return math.pi * r ** 2\n", ("**", "*"),
+    ),
+    (
+        "mbpp",
+        {
+            "text": "", "code": "", "test_setup_code": "limit = 4",
+            "test_list": ["assert shared((3, 4), (4, 5)) == (limit,)", "assert shared((1,), (2,)) == ()"],
+        },
+        "def shared(a, b):\n    return tuple(sorted(set(a) & set(b)))\n", ("&", "|"),
+    ),
+    (
+        "livecodebench",
+        {"public_test_cases": '[{"input": "2 3\\n", "output": "5\\n", "testtype": "stdin"}, '
+                              '{"input": "-1 1", "output": "0", "testtype": "stdin"}]'},
+        "a, b = map(int, input().split())\nprint(a + b)\n", ("a + b", "a - b"),
+    ),
+]  # fmt: skip
+
+
+def test_reference_programs_and_perturbed_copies() -> None:
+    reward = named_reward("code")
+    try:
+        for name, row, solution, (old, new) in PROGRAMS:
+            task = load_task(name)
+            tests = program_tests(task, row, "row")
+            head = row.get("prompt", "") if task.generation.head else ""
+            assert old in solution
+            assert score(reward, head + solution, tests).correct, (name, solution)
+            assert not score(reward, head + solution.replace(old, new), tests).correct, (name, solution)
+            assert not score(reward, head, tests).correct
+    finally:
+        reward.close()  # type: ignore[attr-defined]

@@ -116,7 +116,8 @@ def functions_called(tests: str) -> list[str]:
 
 def _with_lists(program: str, function: str) -> str:
     """The program and a wrapper that gives JSON's idea of a value: tuples as lists, keys of dicts as strings."""
-    if not function.isidentifier():
+    # A plain name, or a method of a class that is made without arguments: "Solution().solve".
+    if not all(part.removesuffix("()").isidentifier() for part in function.split(".")):
         raise DataError(f"{function!r} is no name of a function", where="answer", remedy=_REMEDY)
     return program + _WRAPPER.replace("FUNCTION", function)
 

@@ -1,0 +1,366 @@
+"""Methods that choose mixtures, on worlds whose best mixture is known: coverage, false claims, regret, speed.
+
+    python -m benchmarks.mixing [SECTION ...] [--worlds N] [--write]
+
+Sections: coverage, equal, regret, adaptive, influence, speed, swarms; all when none is named: about six
+minutes of CPU on one thread, and more than four beside them for `regret`, most of them the other methods'. It
+tells each result on the standard error. `swarms` reads RegMix's public results (MIT) from the folder
+$MIXWRIGHT_SWARMS and is skipped without it. Regret is in percent of the optimum's loss; tables say how many
+worlds they rest on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.measure import machine, publish, table
+from benchmarks.mixing_worlds import FAMILIES, REGIMES, World, as_table, make_world
+from curation.errors import DataError, MachineError, RecipeError
+from mixing.fit.fit import FROM_RUNS, fit_mixture
+from mixing.fit.gaussian_process import fit_process
+from mixing.fit.log_linear import fit_log_linear
+from mixing.fit.tables import ProxyTable, read_proxy_table
+from mixing.posterior import first_mixtures, fit_posterior, influence_scales, propose, recommend
+from mixing.posterior.paths import starting_points
+from mixing.posterior.posterior import LossPosterior
+from mixing.posterior.recommend import best_mixture
+
+OBJECTIVE = np.full(3, 1 / 3)
+SIZES = (16, 24, 48)
+Cells = dict[str, list[float]]
+
+
+def coverage(worlds: int) -> str:
+    """How often 90 % intervals hold the truth, at random mixtures, at the recommended one, and for the weights."""
+    rows = []
+    for regime, n in (("interior", 24), ("interior", 48), ("sparse", 48)):
+        cells: Cells = {}
+        for number in range(worlds // 3):
+            world = make_world(FAMILIES[number % 3], regime, 1000 + number)
+            posterior = fit_posterior(world.table(n, 0))
+            found = recommend(posterior, OBJECTIVE, world.simplex(), seed=number)
+            points = world.design(20, 7)
+            truth, samples = world.losses(points), posterior.samples(points, 400, 1)
+            _add(cells, "capability", _held(samples, truth))
+            _add(cells, "objective", _held(samples @ OBJECTIVE, truth @ OBJECTIVE))
+            gain = float(world.objective(_uniform(world))[0] - world.objective(found.weights)[0])
+            _, low, high = found.gain_over["uniform"]
+            _add(cells, "gain", float(low <= gain <= high))
+            optimum = np.where(world.optimum < 1e-3, 0.0, world.optimum)
+            inside = (found.intervals[:, 0] - 1e-3 <= optimum) & (optimum <= found.intervals[:, 1] + 1e-3)
+            _add(cells, "weights", float(inside.mean()))
+            if (optimum > 0).any():
+                _add(cells, "positive weights", float(inside[optimum > 0].mean()))
+            _add(cells, "width", float(np.ptp(found.intervals, axis=1).mean()))
+        rows.append([regime, n, worlds // 3, *(f"{100 * np.mean(cells[k]):.0f} %" for k in
+                     ("capability", "objective", "gain", "weights", "positive weights")),
+                     f"{np.mean(cells['width']):.2f}"])  # fmt: skip
+    header = [
+        "regime", "runs", "worlds", "loss of a capability", "objective", "gain over uniform of the recommended",
+        "weights of the optimum", "those that are not 0", "mean width of weights",
+    ]  # fmt: skip
+    return "Share of 90 % intervals that hold the truth (goal: 85 to 95 %).\n\n" + table(header, rows)
+
+
+def equal(worlds: int) -> str:
+    """How often a win over uniform is claimed where all mixtures are equal."""
+    rows = []
+    for regime, n in (("interior", 24), ("sparse", 24)):
+        claims, alone = 0, 0
+        for number in range(worlds // 2):
+            world = make_world("equal", regime, 2000 + number)
+            found = recommend(
+                fit_posterior(world.table(n, 0)), OBJECTIVE, world.simplex(), draws=16, seed=number
+            )
+            claims += found.separable
+            alone += found.beats["uniform"] >= 0.95
+        rows.append([regime, n, worlds // 2, claims, alone])
+    header = ["regime", "runs", "worlds", "claims", "claims without the test by permutation"]
+    return (
+        "Worlds in which all mixtures have the same losses: claims of a win over uniform (goal: at most 5 %).\n\n"
+        + table(header, rows)
+    )
+
+
+def regret(worlds: int) -> str:
+    """Regret of every method of the registry that learns from runs, each with its own defaults."""
+    rows = []
+    cells: dict[tuple[str, str, int], list[float]] = {}
+    for regime in REGIMES:
+        for number in range(worlds):
+            world = make_world(FAMILIES[number % 3], regime, 3000 + number)
+            _add3(cells, "uniform", regime, 0, world.regret(_uniform(world)))
+            for n in SIZES:
+                for method, weights in _all_methods(world, world.table(n, 0)).items():
+                    _add3(cells, method, regime, n, world.regret(weights))
+                    print(
+                        regime, number, n, method, f"{world.regret(weights):.3f}", file=sys.stderr, flush=True
+                    )
+    for method in ("uniform", *FROM_RUNS):
+        row = [method]
+        for regime in REGIMES:
+            for n in SIZES:
+                values = cells.get((method, regime, 0 if method == "uniform" else n), [])
+                row.append(f"{np.mean(values):.2f} ({np.median(values):.2f})" if values else "-")
+        if any(cell != "-" for cell in row[1:]):
+            rows.append(row)
+    header = ["method", *(f"{regime}, {n} runs" for regime in REGIMES for n in SIZES)]
+    return (
+        f"Regret in percent, mean (median) over {worlds} worlds a regime, the same runs for all methods.\n\n"
+        + table(header, rows)
+    )
+
+
+def adaptive(worlds: int) -> str:
+    """Three rounds of eight runs, chosen by the posterior, against random runs."""
+    rows = []
+    for regime in REGIMES:
+        cells: Cells = {}
+        for number in range(worlds):
+            world = make_world(FAMILIES[number % 3], regime, 4000 + number)
+            for n in (24, 48):
+                _add(cells, f"{n} random", world.regret(_best(fit_posterior(world.table(n, 0)), world)))
+            _add(cells, "24 adaptive", world.regret(adaptive_swarm(world)))
+        difference = np.array(cells["24 adaptive"]) - np.array(cells["48 random"])
+        rows.append(
+            [regime, worlds, *(f"{np.mean(v):.2f} ({np.median(v):.2f})" for v in cells.values()),
+             f"{difference.mean():+.2f} +- {difference.std(ddof=1) / np.sqrt(worlds):.2f}"]
+        )  # fmt: skip
+    header = [
+        "regime",
+        "worlds",
+        "24 random",
+        "48 random",
+        "3 rounds of 8",
+        "8 x 3 minus 48 random, standard error",
+    ]
+    return "Regret of the posterior's mixture in percent, mean (median).\n\n" + table(header, rows)
+
+
+def adaptive_swarm(world: World, rounds: int = 3, size: int = 8) -> np.ndarray:
+    """The mixture after `rounds` rounds of `size` runs."""
+    weights = first_mixtures(world.simplex(), size)
+    losses = world.run(weights, 1)
+    for number in range(2, rounds + 1):
+        posterior = fit_posterior(as_table(world.sources, weights, losses), seed=number)
+        chosen = propose(posterior, world.simplex(), size, objective=OBJECTIVE, seed=number)
+        weights = np.vstack([weights, chosen])
+        losses = np.vstack([losses, world.run(chosen, number)])
+    return _best(fit_posterior(as_table(world.sources, weights, losses)), world)
+
+
+def influence(worlds: int) -> str:
+    """Regret of 16 runs with and without influence at uniform, and what its learned scale says."""
+    kinds = ("none", "informative", "biased", "useless")
+    rows = []
+    for regime in REGIMES:
+        regrets: Cells = {}
+        scales: Cells = {}
+        worth: Cells = {}
+        for number in range(worlds):
+            world = make_world(FAMILIES[number % 3], regime, 5000 + number)
+            runs = world.table(16, 0)
+            for kind in kinds:
+                posterior = fit_posterior(runs, influence=() if kind == "none" else world.influence(kind, 0))
+                _add(regrets, kind, world.regret(_best(posterior, world)))
+                for scale in influence_scales(posterior):
+                    _add(scales, kind, scale.scale)
+                    _add(worth, kind, float(scale.worth))
+        for kind in kinds:
+            shown = (
+                ["", ""]
+                if kind == "none"
+                else [f"{np.mean(scales[kind]):.2f}", f"{100 * np.mean(worth[kind]):.0f} %"]
+            )
+            rows.append(
+                [
+                    regime,
+                    kind,
+                    worlds,
+                    f"{np.mean(regrets[kind]):.2f} ({np.median(regrets[kind]):.2f})",
+                    *shown,
+                ]
+            )
+    header = [
+        "regime",
+        "influence",
+        "worlds",
+        "regret, mean (median)",
+        "mean scale",
+        "scale above 0 with probability .95",
+    ]
+    return "16 random runs, and influence at the uniform mixture.\n\n" + table(header, rows)
+
+
+def speed(_: int) -> str:
+    """CPU seconds to fit and recommend."""
+    rows = []
+    for m, n in ((7, 24), (7, 48), (14, 100)):
+        rng = np.random.default_rng(m)
+        weights = rng.dirichlet(np.full(m, 1.0), size=n)
+        slopes = -np.abs(rng.normal(0, 0.5, (3, m)))
+        losses = 2 + np.exp(weights @ slopes.T) + rng.normal(0, 0.01, (n, 3))
+        runs = as_table(tuple(f"s{j:02d}" for j in range(m)), weights, losses)
+        world = make_world("law", "interior", 0)
+        simplex = type(world.simplex())(runs.sources, np.zeros(m), np.ones(m))
+        began = time.process_time()
+        posterior = fit_posterior(runs)
+        fitted = time.process_time()
+        recommend(posterior, OBJECTIVE, simplex)
+        decided = time.process_time()
+        propose(posterior, simplex, 8, objective=OBJECTIVE)
+        rows.append(
+            [m, n, f"{fitted - began:.2f}", f"{decided - fitted:.2f}", f"{time.process_time() - decided:.2f}"]
+        )
+    return "CPU seconds, three capabilities, one thread.\n\n" + table(
+        ["sources", "runs", "fit", "recommend, with intervals", "propose 8 runs"], rows
+    )
+
+
+def swarms(worlds: int) -> str:
+    """Real proxies: which of 256 held-out mixtures of RegMix's 1M swarm each surrogate would pick."""
+    folder = os.environ.get("MIXWRIGHT_SWARMS")
+    if not folder or not (Path(folder) / "train_mixture_1m.csv").exists():
+        return "Public swarms: skipped, MIXWRIGHT_SWARMS names no folder with RegMix's CSV files."
+    train = read_proxy_table(Path(folder) / "train_mixture_1m.csv", Path(folder) / "train_pile_loss_1m.csv")
+    test = read_proxy_table(Path(folder) / "test_mixture_1m.csv", Path(folder) / "test_pile_loss_1m.csv")
+    truth = test.losses.mean(axis=1)
+    subsets = max(2, worlds // 3)
+    rows = []
+    for n in (24, 48):
+        cells: Cells = {}
+        held = []
+        for subset in range(subsets):
+            pick = np.sort(np.random.default_rng([subset, n]).choice(len(train.run_ids), n, replace=False))
+            part = ProxyTable(
+                tuple(train.run_ids[i] for i in pick),
+                train.sources, train.weights[pick], train.metrics, train.losses[pick],
+            )  # fmt: skip
+            posterior = fit_posterior(part)
+            samples = posterior.samples(test.weights, 200).mean(axis=2)
+            held.append(_held(samples, truth))
+            predictions = {
+                "posterior": posterior.mean(test.weights).mean(axis=1),
+                "gaussian-process": np.mean(
+                    [
+                        fit_process(part.weights, y, epsilon=0.002).predict(test.weights)
+                        for y in part.losses.T
+                    ],
+                    axis=0,
+                ),
+                "log-linear": np.mean(
+                    [fit_log_linear(part.weights, y).predict(test.weights) for y in part.losses.T], axis=0
+                ),
+            }
+            for name, predicted in predictions.items():
+                _add(cells, name + " regret", float(truth[np.argmin(predicted)] - truth.min()))
+                _add(cells, name + " rank", float(np.corrcoef(_ranks(predicted), _ranks(truth))[0, 1]))
+            _add(cells, "best seen", float(part.losses.mean(axis=1).min() - truth.min()))
+        for name in ("posterior", "gaussian-process", "log-linear"):
+            rank, loss = np.mean(cells[name + " rank"]), np.mean(cells[name + " regret"])
+            shown = f"{100 * np.mean(held):.0f} %" if name == "posterior" else ""
+            rows.append([n, name, subsets, f"{rank:.2f}", f"{loss:.3f}", shown])
+        rows.append([n, "best of the runs themselves", subsets, "", f"{np.mean(cells['best seen']):.3f}", ""])
+    header = [
+        "runs",
+        "surrogate",
+        "subsets",
+        "rank correlation",
+        "regret, nats",
+        "90 % intervals that hold",
+    ]
+    return (
+        "RegMix's public swarm, 1M parameters, 17 sources, mean of its 13 losses, 256 held-out mixtures.\n"
+        "(Held-out losses carry the noise of one run, which the intervals do not.)\n\n" + table(header, rows)
+    )
+
+
+def _all_methods(world: World, runs: ProxyTable) -> dict[str, np.ndarray]:
+    """Weights by method; methods that these runs do not suit are left out."""
+    found = {}
+    with TemporaryDirectory() as folder:
+        ratios, metrics = Path(folder) / "ratios.csv", Path(folder) / "metrics.csv"
+        _write(ratios, runs.run_ids, runs.sources, runs.weights)
+        _write(metrics, runs.run_ids, runs.metrics, runs.losses)
+        for method in FROM_RUNS:
+            try:
+                mixture = fit_mixture(ratios, metrics, method)
+            except (DataError, RecipeError, MachineError, TypeError):
+                continue
+            found[method] = np.array([mixture.weights[source] for source in world.sources])
+    return found
+
+
+def _write(path: Path, runs: tuple[str, ...], names: tuple[str, ...], values: np.ndarray) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        out = csv.writer(handle)
+        out.writerow(["run_id", *names])
+        out.writerows([run, *(repr(float(x)) for x in row)] for run, row in zip(runs, values, strict=True))
+
+
+def _best(posterior: LossPosterior, world: World) -> np.ndarray:
+    simplex = world.simplex()
+    return best_mixture(posterior, OBJECTIVE, simplex, starting_points(posterior, OBJECTIVE, simplex, 0))
+
+
+def _uniform(world: World) -> np.ndarray:
+    return np.full(len(world.sources), 1 / len(world.sources))
+
+
+def _held(samples: np.ndarray, truth: np.ndarray) -> float:
+    low, high = np.quantile(samples, [0.05, 0.95], axis=0)
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(values))
+
+
+def _add(cells: Cells, name: str, value: float) -> None:
+    cells.setdefault(name, []).append(value)
+
+
+def _add3(
+    cells: dict[tuple[str, str, int], list[float]], method: str, regime: str, n: int, value: float
+) -> None:
+    cells.setdefault((method, regime, n), []).append(value)
+
+
+SECTIONS: dict[str, tuple[Callable[[int], str], int]] = {
+    "coverage": (coverage, 99),
+    "equal": (equal, 100),
+    "regret": (regret, 6),
+    "adaptive": (adaptive, 12),
+    "influence": (influence, 6),
+    "speed": (speed, 1),
+    "swarms": (swarms, 6),
+}
+"""Each section with its usual number of worlds."""
+
+
+def main() -> None:
+    """Measure and print; --write puts each section into docs/benchmarks.md."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
+    parser.add_argument("--worlds", type=int)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    for name in options.sections or SECTIONS:
+        work, usual = SECTIONS[name]
+        began = time.process_time()
+        body = work(options.worlds or usual)
+        cost = f"{time.process_time() - began:.0f} CPU-seconds. {machine('numpy', 'scipy')}"
+        publish(f"mixing {name}", f"## Mixtures: {name}\n\n{body}\n{cost}", write=options.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The joint model of all capabilities' losses, its hyperparameters, and its marginal likelihood.
+
+In units of each capability's own spread over the runs,
+
+    f_c(w) = g_c(w) + a_c h(w),         g_1..g_C, h: independent Gaussian processes (kernel.py)
+    value       y = f_c(w) + offset + seed effect + noise
+    derivative  y = s_c * (grad f_c . u) / n_c + offset + bias of the source + error
+
+so every capability has lengths of its own and `h` couples them (a semiparametric latent factor model; without
+`h` they are independent). Noise of one run is correlated over capabilities through loadings b_c. n_c is a fixed
+number that makes s_c = 1 the expected size. Offsets have a wide prior, so that only differences count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky
+
+from mixing.posterior.evidence import Evidence
+from mixing.posterior.kernel import Blocks, Functionals, blocks, functionals, length_slopes
+
+OFFSET_VARIANCE = 100.0
+JITTER = 1e-9
+LENGTH = (0.0, 0.7, 0.5)
+"""Log lengths: mean (beside log sqrt(m / 2)), sd of what all sources share, sd of each source's own."""
+SIGNAL = (0.0, 1.0)
+LOADING = 0.4
+NOISE = (-1.5, 1.0)
+NOISE_LOADING = 0.15
+SEED = (-2.0, 1.0)
+SCALE = 1.0
+ERROR = (-0.4, 0.7)
+BIAS = (-1.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each hyperparameter stands in a vector; `mean` and `precision` are those of its Gaussian prior."""
+
+    size: int
+    slots: dict[str, slice]
+    mean: np.ndarray
+    precision: np.ndarray
+
+    def get(self, theta: np.ndarray, name: str) -> np.ndarray:
+        """The part of `theta` with that name; empty when the model has none."""
+        return theta[self.slots.get(name, slice(0, 0))]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Standardised evidence and the model's shape.
+
+    of : functionals in features; targets [N] and their (capability, row) pairs, N observed numbers
+    mean, scale [c] : loss = mean + scale * f; expected [c]: n_c; coupled: with h and noise loadings
+    """
+
+    evidence: Evidence
+    epsilon: float
+    coupled: bool
+    of: Functionals
+    targets: np.ndarray
+    capability: np.ndarray
+    row: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    expected: np.ndarray
+    layout: Layout
+    same_offset: np.ndarray
+    same_seed: np.ndarray
+    same_source: np.ndarray
+
+    @property
+    def outputs(self) -> int:
+        """Number of capabilities."""
+        return len(self.scale)
+
+    @property
+    def latents(self) -> int:
+        """Number of independent processes."""
+        return self.outputs + (1 if self.coupled else 0)
+
+
+def make_problem(evidence: Evidence, epsilon: float, coupled: bool) -> Problem:
+    """Standardise; a capability that never varies keeps scale 1."""
+    c, m = len(evidence.observed), len(evidence.sources)
+    runs = evidence.observed[:, evidence.runs]
+    mean, scale = runs.mean(axis=1), runs.std(axis=1)
+    scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0)
+    standard = np.where(
+        evidence.derivative[None],
+        evidence.observed,
+        (evidence.observed - np.where(evidence.offset == 0, mean[:, None], 0.0)) / scale[:, None],
+    )
+    capability, row = np.nonzero(np.isfinite(standard))
+    of = functionals(evidence.points, evidence.directions, epsilon)
+    layout = _layout(c, m, coupled and c > 1, evidence)
+    length = np.exp(LENGTH[0] + 0.5 * np.log(m / 2))
+    size = np.sqrt(np.square(of.along / length).sum(1))
+    expected = np.full(c, float(size[evidence.derivative].mean()) if evidence.derivative.any() else 1.0)
+
+    def same(values: np.ndarray, none: int | None) -> np.ndarray:
+        equal = values[:, None] == values[None]
+        return equal if none is None else equal & (values != none)[:, None]
+
+    return Problem(
+        evidence, epsilon, coupled and c > 1, of, standard[capability, row], capability, row, mean, scale,
+        expected, layout,
+        same_offset=same(evidence.offset, None).astype(float),
+        same_seed=same(evidence.seed, -1).astype(float),
+        same_source=(same(evidence.toward, -1) & same(evidence.offset, None)).astype(float),
+    )  # fmt: skip
+
+
+def _layout(c: int, m: int, coupled: bool, evidence: Evidence) -> Layout:
+    slots: dict[str, slice] = {}
+    means: list[np.ndarray] = []
+    deviations: list[np.ndarray] = []
+
+    def add(name: str, count: int, mean: float, sd: float) -> None:
+        start = sum(len(part) for part in means)
+        slots[name] = slice(start, start + count)
+        means.append(np.full(count, mean))
+        deviations.append(np.full(count, sd))
+
+    latents = c + (1 if coupled else 0)
+    for q in range(latents):
+        add(f"length{q}", m, LENGTH[0] + 0.5 * np.log(m / 2), 1.0)
+    add("signal", c, *SIGNAL)
+    add("noise", c, *NOISE)
+    if coupled:
+        add("loading", c, 0.0, LOADING)
+        add("noise_loading", c, 0.0, NOISE_LOADING)
+    if (evidence.seed >= 0).any():
+        add("seed", c, *SEED)
+    if evidence.derivative.any():
+        add("scale", c, 0.0, SCALE)
+        add("error", c, *ERROR)
+        if c > 1:
+            add("bias", 1, *BIAS)
+    mean, deviation = np.concatenate(means), np.concatenate(deviations)
+    covariance = np.diag(np.square(deviation))
+    for q in range(latents):
+        at = slots[f"length{q}"]
+        covariance[at, at] = LENGTH[1] ** 2 + LENGTH[2] ** 2 * np.eye(m)
+    return Layout(len(mean), slots, mean, np.linalg.inv(covariance))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The covariance of the observations at one `theta`, in pieces.
+
+    loadings [latents, c]: factor of each process in each capability; response [c, n]: 1 for values, s_c / n_c
+    for derivatives; error [c, c, n, n]-like pieces are summed in `matrix` [N, N]
+    """
+
+    lengths: np.ndarray
+    loadings: np.ndarray
+    response: np.ndarray
+    kernels: tuple[Blocks, ...]
+    matrix: np.ndarray
+
+
+def lengths_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Lengths [latents, m]."""
+    return np.exp(np.stack([problem.layout.get(theta, f"length{q}") for q in range(problem.latents)]))
+
+
+def loadings_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Factor of each process in each capability, [latents, c]."""
+    loadings = np.diag(np.exp(problem.layout.get(theta, "signal")))
+    if problem.coupled:
+        loadings = np.vstack([loadings, problem.layout.get(theta, "loading")])
+    return loadings
+
+
+def response_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """[c, n]: 1 for values, s_c / n_c for derivatives."""
+    derivative = problem.evidence.derivative
+    response = np.ones((problem.outputs, len(derivative)))
+    if derivative.any():
+        response[:, derivative] = (problem.layout.get(theta, "scale") / problem.expected)[:, None]
+    return response
+
+
+def noise_terms(problem: Problem, theta: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Terms (name, over capabilities [c, c], over rows [n, n]) whose products sum to all that is not signal."""
+    layout, derivative = problem.layout, problem.evidence.derivative
+    values, eye = np.diag((~derivative).astype(float)), np.eye(problem.outputs)
+    yield "offset", OFFSET_VARIANCE * eye, problem.same_offset
+    yield "noise", np.diag(np.exp(2 * layout.get(theta, "noise")) + JITTER), values
+    if problem.coupled:
+        loading = layout.get(theta, "noise_loading")
+        yield "noise_loading", np.outer(loading, loading), values
+    if "seed" in layout.slots:
+        yield "seed", np.diag(np.exp(2 * layout.get(theta, "seed"))), problem.same_seed
+    if "error" in layout.slots:
+        yield "error", np.diag(np.exp(2 * layout.get(theta, "error"))), np.diag(derivative.astype(float))
+    if "bias" in layout.slots:
+        yield "bias", np.exp(2 * layout.get(theta, "bias")[0]) * np.ones_like(eye), problem.same_source
+
+
+def assemble(problem: Problem, theta: np.ndarray) -> Parts:
+    """The covariance of the observed numbers."""
+    lengths, loadings = lengths_of(problem, theta), loadings_of(problem, theta)
+    response = response_of(problem, theta)
+    kernels = tuple(blocks(problem.of, problem.of, length) for length in lengths)
+    c, n = response.shape
+    full = np.zeros((c, n, c, n))
+    for kernel, loading in zip(kernels, loadings, strict=True):
+        for a in np.flatnonzero(loading):
+            for b in np.flatnonzero(loading):
+                full[a, :, b] += np.outer(loading[a] * response[a], loading[b] * response[b]) * kernel.matrix
+    for _, over, rows in noise_terms(problem, theta):
+        for a, b in zip(*np.nonzero(over), strict=True):
+            full[a, :, b] += over[a, b] * rows
+    if len(problem.targets) == c * n:
+        matrix = full.reshape(c * n, c * n)
+    else:
+        flat = problem.capability * n + problem.row
+        matrix = full.reshape(c * n, c * n)[np.ix_(flat, flat)]
+    return Parts(lengths, loadings, response, kernels, matrix)
+
+
+def negative_log_posterior(theta: np.ndarray, problem: Problem) -> tuple[float, np.ndarray]:
+    """-log p(y | theta) - log p(theta) up to a constant, and its gradient (Rasmussen and Williams, 5.9)."""
+    layout = problem.layout
+    parts = assemble(problem, theta)
+    away = theta - layout.mean
+    pull = layout.precision @ away
+    try:
+        factor = cholesky(parts.matrix, lower=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        return 1e10, pull
+    size = len(problem.targets)
+    alpha = cho_solve((factor, True), problem.targets, check_finite=False)
+    value = 0.5 * problem.targets @ alpha + np.log(np.diag(factor)).sum() + 0.5 * size * np.log(2 * np.pi)
+    value += 0.5 * away @ pull
+    inner = 0.5 * (cho_solve((factor, True), np.eye(size), check_finite=False) - np.outer(alpha, alpha))
+    return float(value), _slopes(problem, theta, parts, inner) + pull
+
+
+def _slopes(problem: Problem, theta: np.ndarray, parts: Parts, inner: np.ndarray) -> np.ndarray:
+    """sum(inner * d covariance / d theta)."""
+    layout, (c, n) = problem.layout, parts.response.shape
+    flat = problem.capability * n + problem.row
+    if len(flat) == c * n:
+        full = inner.reshape(c, n, c, n)
+    else:
+        wide = np.zeros((c * n, c * n))
+        wide[np.ix_(flat, flat)] = inner
+        full = wide.reshape(c, n, c, n)
+    slope = np.zeros(layout.size)
+    on_response = np.zeros_like(parts.response)
+    for q, (kernel, loading) in enumerate(zip(parts.kernels, parts.loadings, strict=True)):
+        active = np.flatnonzero(loading) if q < c else np.arange(c)
+        total = np.zeros((n, n))
+        for a in active:
+            for b in active:
+                weighed = full[a, :, b] * kernel.matrix
+                through = parts.response[a] * (weighed @ parts.response[b])
+                on_response[a] += 2 * loading[a] * loading[b] * (weighed @ parts.response[b])
+                if q < c:
+                    slope[layout.slots["signal"].start + q] += 2 * loading[a] * loading[b] * through.sum()
+                else:
+                    slope[layout.slots["loading"].start + a] += 2 * loading[b] * through.sum()
+                total += full[a, :, b] * np.outer(
+                    loading[a] * parts.response[a], loading[b] * parts.response[b]
+                )
+        slope[layout.slots[f"length{q}"]] = length_slopes(problem.of, kernel, total, parts.lengths[q])
+    for name, over, rows in noise_terms(problem, theta):
+        if name == "offset":
+            continue
+        at = layout.slots[name]
+        sums = np.einsum("aibj,ij->ab", full, rows) if name in ("bias", "noise_loading") else None
+        if name == "noise_loading":
+            assert sums is not None
+            slope[at] += 2 * sums @ layout.get(theta, name)
+        elif name == "bias":
+            assert sums is not None
+            slope[at] += 2 * (sums * over).sum()
+        else:
+            own = np.array([(full[a, :, a] * rows).sum() for a in range(c)])
+            slope[at] += 2 * own * np.exp(2 * layout.get(theta, name))
+    if "scale" in layout.slots:
+        derivative = problem.evidence.derivative
+        slope[layout.slots["scale"]] += on_response[:, derivative].sum(axis=1) / problem.expected
+    return slope
