@@ -284,7 +284,8 @@ def _inline(figure: Figure, name: str) -> Markup:
     svg = re.sub(r"#0[123]00[0-9a-f]{2}|#01010[1-5]", lambda m: _variable(m.group(0)), svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"font-family: [^;\"]*; ?|<g/>| transform=\"rotate\(-0 [^\"]*\"", "", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    # Of coordinates two decimals do; the numbers on the axes are text, and are not touched.
+    svg = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m.group(0)), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Markup(svg.strip())
 

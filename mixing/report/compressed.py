@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from mixing.report import charts
 from mixing.report.elements import (
     Bar,
     Block,
+    Bullets,
     Cell,
     Chart,
     Charts,
@@ -20,7 +22,7 @@ from mixing.report.elements import (
     Section,
     Table,
 )
-from mixing.report.numbers import count, percent, sentence, words
+from mixing.report.numbers import MINUS, count, percent, sentence, words
 from mixing.report.parsing import needed, number
 from mixing.report.records import RunFacts
 
@@ -104,12 +106,13 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
         return []
     blocks: list[Block] = [Prose(_lead(found), "lead")]
     for at, arm in enumerate(found.arms):
-        blocks += [_table(arm, palette), _histograms(arm, at)]
+        blocks += [_table(arm, palette), _histograms(arm, at, facts.capability_names)]
     for kind, sentences in sorted(found.sentences.items()):
         about = "" if kind == "plain" else f" ({kind})"
         if not sentences:
             blocks.append(Prose(f"Nothing was trained{about}, so there is nothing to compare.", "note"))
-        blocks += [Prose(sentence(text + about)) for text in sentences]
+        else:
+            blocks.append(Bullets(tuple(sentence(_minus(text) + about) for text in sentences)))
     return [Section("compression", "Mid-training: training on what helps", "Model", tuple(blocks))]
 
 
@@ -125,6 +128,11 @@ def _lead(found: Compression) -> str:
     )
 
 
+def _minus(text: str) -> str:
+    """True minus signs in a sentence that was written for a file."""
+    return re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+
+
 def _title(arm: CompressedArm) -> str:
     what = NAMES.get(arm.name, arm.name)
     return f"{what + ', ' if what else ''}seed {arm.seed}"
@@ -132,6 +140,7 @@ def _title(arm: CompressedArm) -> str:
 
 def _table(arm: CompressedArm, palette: Palette) -> Table:
     sources = palette.sort({name for found in arm.rounds for name in found.tokens})
+    largest = max((w for found in arm.rounds for w in found.weights.values()), default=0.0) or 1.0
     rows = []
     for name in sources:
         cells = [palette.name_cell(name)]
@@ -140,8 +149,8 @@ def _table(arm: CompressedArm, palette: Palette) -> Table:
             share = kept / total if total else 0.0
             weight = found.weights.get(name, 0.0)
             cells.append(Cell(percent(share, 0), f"{count(kept)} tokens"))
-            cells.append(Cell(percent(weight), bar=None))
-            cells.append(Cell(bar=Bar(0.0, 100 * weight)))
+            cells.append(Cell(percent(weight)))
+            cells.append(Cell(bar=Bar(0.0, 100 * weight / largest)))
         rows.append(tuple(cells))
     columns = [Column("Source", numeric=False)]
     for found in arm.rounds:
@@ -153,8 +162,9 @@ def _table(arm: CompressedArm, palette: Palette) -> Table:
     return Table(f"What each round kept, and how it mixed it ({_title(arm)})", tuple(columns), tuple(rows))
 
 
-def _histograms(arm: CompressedArm, at: int) -> Charts:
-    names = [name for name in arm.rounds[0].counts if name != "joint"] + ["joint"]
+def _histograms(arm: CompressedArm, at: int, order: Sequence[str]) -> Charts:
+    names = [name for name in order if name in arm.rounds[0].counts]
+    names += [name for name in arm.rounds[0].counts if name not in (*names, "joint")] + ["joint"]
     panels = []
     for index, name in enumerate(n for n in names if n in arm.rounds[0].counts):
         counts = [found.counts[name] for found in arm.rounds if name in found.counts]

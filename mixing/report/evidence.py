@@ -8,6 +8,7 @@ from mixing.evidence import Estimate, Evidence
 from mixing.mixture import Mixture
 from mixing.report.elements import Block, Cell, Column, Prose, Section, Strip, Table
 from mixing.report.numbers import (
+    THIN,
     decimals_for,
     duration,
     listed,
@@ -24,6 +25,7 @@ from mixing.report.recommended import recommended_file
 from mixing.report.records import RunFacts
 
 SURE, UNSURE = 0.95, 0.05
+RIVALS = ("uniform", "proportional")
 FEWEST, MOST = 0.01, 0.99
 """Shares of draws beyond these are not known better than this."""
 
@@ -83,7 +85,7 @@ def how_sure(mixture: Mixture) -> tuple[str, ...]:
         return ("Not known from proxy runs: nobody weighed this mixture by them.",)
     if not evidence.beats:
         return (sentence(evidence.verdict), *(sentence(reason) for reason in evidence.reasons))
-    parts = [f"{chance(value)} of beating {name}" for name, value in evidence.beats.items()]
+    parts = [f"{chance(evidence.beats[name])} of beating {name}" for name in RIVALS if name in evidence.beats]
     if "this" in evidence.best:
         parts.append(f"{chance(evidence.best['this'])} of being the best of {len(evidence.best)} candidates")
     text = f"By {words(evidence.runs, 'proxy run')} its probability is {listed(parts)}."
@@ -130,25 +132,27 @@ def _chances(weighed: Mapping[str, Evidence]) -> Table:
             Cell("–") if gain is None else Cell(strip=_strip(gain, limit, tone)),
             Cell("–")
             if gain is None
-            else Cell(f"{signed(gain.value, decimals)} %", span(gain.low, gain.high, decimals, sign=True)),
-            Cell("–" if e.detectable_percent is None else f"{plain(e.detectable_percent, decimals)} %"),
+            else Cell(
+                f"{signed(gain.value, decimals)}{THIN}%", span(gain.low, gain.high, decimals, sign=True)
+            ),
+            Cell("–" if e.detectable_percent is None else f"{plain(e.detectable_percent, decimals)}{THIN}%"),
         ]
         rows.append(tuple(cells))
-    columns = [Column("Mixture", numeric=False), Column("P(beats uniform)")]
+    columns = [Column("Mixture", numeric=False), Column("Beats uniform")]
     if proportional:
-        columns.append(Column("P(beats proportional)"))
+        columns.append(Column("Beats proportional"))
     columns += [
-        Column("P(best)"),
+        Column("Is best"),
         Column("← worse · better →", numeric=False, wide=True),
         Column("Gain over uniform"),
         Column("Detectable"),
     ]
     return Table(
-        "Predicted gain over the uniform mixture (of the mean loss over capabilities, in percent of it; "
-        "positive is better) "
-        "with its interval. P(best): of being the best of these mixtures. Detectable: the smallest true "
-        "gain that these "
-        "runs would have shown with a probability of 0.8.",
+        "Probabilities of a lower mean loss over capabilities than uniform and proportional, and of the "
+        "lowest of these "
+        "mixtures; predicted gain over uniform in percent of its loss (positive is better) with its "
+        "interval. Detectable: "
+        "the smallest true gain that these runs would have shown with a probability of 0.8.",
         tuple(columns),
         tuple(rows),
     )

@@ -113,7 +113,7 @@ def sections(facts: RunFacts, palette: Palette) -> list[Section]:
     order = [c for c in facts.capability_names if c in found.capabilities]
     order += [c for c in found.capabilities if c not in order]
     blocks: list[Block] = [Prose(_lead(found), "lead"), _charts(found, order)]
-    blocks.append(Bullets(tuple(sentence(price.sentence) for price in found.prices)))
+    blocks.append(Bullets(tuple(dict.fromkeys(sentence(price.sentence) for price in found.prices))))
     blocks.append(_mixtures(found, order, palette))
     blocks.append(
         Prose(
@@ -160,7 +160,7 @@ def _charts(found: Front, order: Sequence[str]) -> Charts:
         )
     return Charts(
         tuple(panels),
-        (Key("mixtures on the front", "k0 dot"), Key("the balanced mixture", "k1 dot")),
+        (Key("mixtures on the front", "k0 m0"), Key("the balanced mixture", "k1 m3")),
         "Predicted losses in bits per byte, lower and further left is better; crosses are 90 % "
         "intervals, drawn for some "
         "points. A mixture on the front of several capabilities need not be on the edge of two.",

@@ -113,7 +113,9 @@ def _chart(facts: RunFacts, rows: Sequence[Realised]) -> Charts:
         panels.append(Chart(capability, svg, f"{capability}: {said}"))
     return Charts(
         tuple(panels),
-        tuple(Key(name, f"k{at % charts.LINES}") for at, name in enumerate(mixtures)),
+        tuple(
+            Key(name, f"k{at % charts.LINES} m{at % len(charts.MARKERS)}") for at, name in enumerate(mixtures)
+        ),
         "Change against uniform in bits per byte, negative is better: predicted on the probes (across) "
         "and realised on the "
         "test sets (up), with intervals. On the dashed line a prediction came true.",

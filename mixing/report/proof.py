@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mixing.report.elements import Block, Cell, Column, Disclosure, Prose, Section, Strip, Table
+from mixing.report.evidence import chance
 from mixing.report.numbers import (
     decimals_for,
     listed,
@@ -71,7 +72,13 @@ def _method(found: Comparison) -> str:
             f" With {words(seeds, 'seed')} an exact sign-flip test cannot give a p below {plain(2 / 2**seeds, 2)}, "
             "however large the effect."
         )
-    elif seeds == 1:
+    if any(d.p_bootstrap is not None for d in found.differences):
+        text += (
+            " The bootstrap resamples seeds and documents; with few seeds it is too sure of itself, so "
+            "it is shown and does "
+            "not decide."
+        )
+    if seeds == 1:
         text += " One seed says nothing about noise: no interval can be given."
     return text
 
@@ -151,8 +158,8 @@ def _row(found: Comparison, d: Difference, decimals: int, limit: float) -> tuple
 def _other_tests(d: Difference) -> str:
     parts = [] if d.p is None else [f"sign flip {plain(d.p, 2)}"]
     if d.p_bootstrap is not None:
-        parts.append(f"bootstrap {plain(d.p_bootstrap, 2)}")
-    return ", ".join(parts)
+        parts.append(f"bootstrap {chance(d.p_bootstrap)}")
+    return "\n".join(parts)
 
 
 def difference_strip(d: Difference, limit: float) -> Strip:

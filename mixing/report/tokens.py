@@ -21,8 +21,8 @@ from mixing.report.elements import (
     heat,
     visible,
 )
-from mixing.report.numbers import decimals_for, listed, power_of_ten, scale_exponent, signed
-from mixing.report.parsing import needed
+from mixing.report.numbers import decimals_for, listed, power_of_ten, scale_exponent, signed, words
+from mixing.report.parsing import needed, number
 from mixing.report.records import RunFacts
 
 MOST_DOCUMENTS = 8
@@ -40,6 +40,7 @@ class TokenDocument:
     benefit: float
     pieces: tuple[tuple[str, float], ...]
     rest: float
+    unscored: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,14 @@ def _document(row: Mapping[str, Any]) -> TokenDocument:
             break
         shown.append((text, value))
     rest = needed(row.get("rest", 0.0)) + sum(v for _, v in pieces[len(shown) :])
-    return TokenDocument(str(row["document"]), str(row["source"]), needed(row["benefit"]), tuple(shown), rest)
+    return TokenDocument(
+        str(row["document"]),
+        str(row["source"]),
+        needed(row["benefit"]),
+        tuple(shown),
+        rest,
+        int(number(row.get("unscored")) or 0),
+    )
 
 
 def sections(facts: RunFacts, palette: Palette) -> list[Section]:
@@ -139,6 +147,8 @@ def _coloured(document: TokenDocument, factor: float, decimals: int, palette: Pa
         else:
             pieces.append(Piece(clean, tone, signed(factor * value, decimals + 1) if tone else ""))
     rest = f"; what is not shown adds {signed(factor * document.rest, decimals)}" if document.rest else ""
+    if document.unscored:
+        rest += f"; {words(document.unscored, 'token')} after these were not scored"
     return Coloured(
         signed(factor * document.benefit, decimals),
         document.document[:20],
@@ -153,8 +163,8 @@ def _coloured(document: TokenDocument, factor: float, decimals: int, palette: Pa
 def _strongest(pieces: Sequence[tuple[str, float]]) -> str:
     """For people who do not see colours: the strongest pieces in words."""
     ranked = sorted((p for p in pieces if p[0].strip()), key=lambda p: p[1])
-    hurt = [f"“{visible(t.strip())}”" for t, v in ranked[:STRONGEST] if v < 0]
-    help_ = [f"“{visible(t.strip())}”" for t, v in ranked[::-1][:STRONGEST] if v > 0]
+    hurt = list(dict.fromkeys(f"“{visible(t.strip())}”" for t, v in ranked if v < 0))[:STRONGEST]
+    help_ = list(dict.fromkeys(f"“{visible(t.strip())}”" for t, v in ranked[::-1] if v > 0))[:STRONGEST]
     parts = []
     if help_:
         parts.append(f"helps most: {listed(help_)}")

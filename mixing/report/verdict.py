@@ -19,7 +19,6 @@ from mixing.report.numbers import (
     sentence,
     signed,
     signed_percent,
-    span,
     words,
 )
 from mixing.report.recommended import recommended_name, same_weights, uniform
@@ -147,8 +146,10 @@ def sureness(facts: RunFacts) -> tuple[str, ...]:
         return tuple(found)
     relative, low, high, _ = relative_figures(facts.comparison, row)
     if gain is not None and relative is not None:
-        predicted = f"{plain(gain.value, 2)} % ({span(gain.low, gain.high, 2)} %)"
-        realised = f"Predicted was a loss lower by {predicted} than uniform's; on unseen text it was lower by "
+        predicted = f"{percent(gain.value / 100, 2)} ({percent_span(gain.low / 100, gain.high / 100, 2)})"
+        realised = (
+            f"Predicted was a loss lower by {predicted} than uniform's; on unseen text it was lower by "
+        )
         realised += percent(-relative, 2)
         if low is not None and high is not None:
             realised += f" ({percent_span(-high, -low, 2)})"

@@ -105,14 +105,19 @@ def _coloured(
             context=settings.context,
             windows=settings.windows,
         )[:, 0]
+        # What lies beyond the windows was not scored, and the mark of the beginning is not the document's.
+        last = len(values) if settings.windows == "all" else min(settings.context, len(values))
+        first = int(int(document.ids[0]) in tokenizer.all_special_ids)
+        shown = slice(first, min(last, MOST_TOKENS))
         rows.append(
             {
                 "document": name,
                 "source": document.source,
                 "benefit": float(values.sum()),
-                "tokens": len(values),
-                "pieces": text_pieces(tokenizer, document.ids[:MOST_TOKENS], values[:MOST_TOKENS]),
-                "rest": float(values[MOST_TOKENS:].sum()),
+                "tokens": last,
+                "unscored": len(values) - last,
+                "pieces": text_pieces(tokenizer, document.ids[shown], values[shown]),
+                "rest": float(values[shown.stop :].sum()),
             }
         )
     return rows

@@ -212,7 +212,7 @@ def _mixtures(run: Run) -> Spent:
         "influence": {
             "proposal": {row["source"]: row["weight"] for row in chosen},
             "intervals": {row["source"]: (row["low"], row["high"]) for row in chosen},
-            "notes": (f"Influence at `{summary['chosen']}`: {summary['why']}",),
+            "notes": (summary["why"],),
             "inputs": {"influence/summary.json": hash_file(summary_file)},
         },
         "leave_one_out": {
