@@ -68,7 +68,7 @@ def parse_compression(value: Mapping[str, Any]) -> Compression:
         )
         for name, seeds in value["arms"].items()
         for seed, arm in seeds.items()
-        if "rounds" in arm
+        if arm.get("rounds")
     ]
     found = {
         str(kind): tuple(str(row["text"]) for row in (comparison or {}).get("differences", ()))

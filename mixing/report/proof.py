@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mixing.report.elements import Block, Cell, Column, Disclosure, Prose, Section, Strip, Table
-from mixing.report.evidence import chance
 from mixing.report.numbers import (
     decimals_for,
     listed,
@@ -119,9 +118,8 @@ def _equivalence(found: Comparison) -> Prose:
     parts = []
     if same:
         parts.append(
-            f"{listed(same)} {'is' if len(same) == 1 else 'are'} as good as {first.against}: "
-            f"equal{margin} on the mean over "
-            "capabilities, by two one-sided tests"
+            f"For {listed(same)} the difference to {first.against} is too small to matter: equal{margin} on the mean "
+            "over capabilities, by two one-sided tests"
         )
     if open_:
         unknown = [d.mixture for d in tested if d.mixture in open_ and d.verdict not in TONES]
@@ -158,7 +156,7 @@ def _row(found: Comparison, d: Difference, decimals: int, limit: float) -> tuple
 def _other_tests(d: Difference) -> str:
     parts = [] if d.p is None else [f"sign flip {plain(d.p, 2)}"]
     if d.p_bootstrap is not None:
-        parts.append(f"bootstrap {chance(d.p_bootstrap)}")
+        parts.append("bootstrap " + ("< 0.01" if d.p_bootstrap < 0.01 else plain(d.p_bootstrap, 2)))
     return "\n".join(parts)
 
 

@@ -158,7 +158,8 @@ def sureness(facts: RunFacts) -> tuple[str, ...]:
         base = facts.comparison.baseline(row.against, row.capability)
         within = f" within {percent(row.margin / base, 1)}" if base else ""
         found.append(
-            f"In the comparison it was as good as {row.against}: equal{within}, by two one-sided tests"
+            f"In the comparison the difference to {row.against} is too small to matter: equal{within}, by "
+            "two one-sided tests"
         )
     elif row.equivalent is False and row.verdict == "not separable":
         found.append(

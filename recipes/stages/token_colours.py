@@ -105,8 +105,9 @@ def _coloured(
             context=settings.context,
             windows=settings.windows,
         )[:, 0]
-        # What lies beyond the windows was not scored, and the mark of the beginning is not the document's.
-        last = len(values) if settings.windows == "all" else min(settings.context, len(values))
+        # What lies beyond the first window was not scored (it predicts `context` tokens after the first), and the mark
+        # of the beginning is not the document's.
+        last = len(values) if settings.windows == "all" else min(settings.context + 1, len(values))
         first = int(int(document.ids[0]) in tokenizer.all_special_ids)
         shown = slice(first, min(last, MOST_TOKENS))
         rows.append(

@@ -68,7 +68,7 @@ def make_run(folder: Path, *, evil: bool = True, effect: float = -0.006) -> Path
     _influence(folder, sources, ids, effects, rng)
     _tokens(folder, sources, ids)
     _mixtures(folder, sources, effects)
-    write_json(folder / "front" / "pareto.json", {"schema": 1, "runs": 16, **_front(tuple(sources))})
+    write_json(folder / "front" / "pareto.json", {"schema": 1, "runs": 18, **_front(tuple(sources))})
     _comparison(folder, sources, rng, effect)
     _training(folder, rng)
     _compression(folder, sources)
