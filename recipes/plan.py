@@ -65,12 +65,12 @@ def measure_flops(recipe: Recipe) -> float:
 
 
 def plan_final(recipe: Recipe) -> dict[str, Any]:
-    """Memory and time of the final training, from its shapes and a few of its steps."""
+    """Memory and time of one process of the final training, from its shapes and a few of its steps."""
     from recipes.stages.final import final_settings
     from training.training_plan import plan_training
 
     with one_thread():
-        plan = plan_training(model_config(recipe), final_settings(recipe.final))
+        plan = plan_training(model_config(recipe), final_settings(recipe.final), ranks=recipe.final.processes)
     memory = plan.memory
     parts = ("weights", "gradients", "moments", "mean", "activations", "working", "peak")
     return {

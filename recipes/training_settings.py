@@ -90,10 +90,11 @@ class InfluenceSettings(Settings):
     """A published protocol by name sets every field below that it speaks of and that is not given here:
     `mobilellm-r1` is the paper's, `automixer` the one that it refers to. `mixwright` is this list of defaults."""
     references: list[Literal["domain_models", "uniform_proxy"]] = Field(
-        default=["domain_models", "uniform_proxy"], min_length=1
+        default=["uniform_proxy"], min_length=1
     )
-    """Models whose checkpoints are asked: `domain_models` is the paper's protocol; `uniform_proxy` asks one model
-    trained on the uniform mixture, as section 6 of the paper does in mid-training."""
+    """Models whose checkpoints are asked: `uniform_proxy` is one model trained on the uniform mixture, as in section 6
+    of the paper; `domain_models` is the paper's protocol for pre-training, which predicted retraining worse and paid
+    for noise (docs/fidelity.md)."""
     choose: Literal["auto", "domain", "domain, bounded step", "uniform", "uniform, bounded step"] = "auto"
     """Which weights make the mixture: Eq. 6 at the domain models (`domain`) or at the uniform proxy (`uniform`), or a
     bounded step from the uniform mixture. `auto`: of those that keep every source without a capability below its
@@ -247,6 +248,9 @@ class FinalSettings(OptimisationSettings):
     seed: int = 7
     evaluations: int = Field(default=4, ge=0)
     """Evenly spaced moments at which probe losses and RankMe are measured, the last included; 0 = none."""
+    processes: Count = 1
+    """Ranks on this machine that train together, a GPU each where there are GPUs; must divide `batch_sequences`. The
+    weights are those of one process up to rounding, and the number may change when a killed run goes on."""
     phases: list[FinalPhase] = Field(
         default=[
             FinalPhase(name="broad", share=0.6, mixture="uniform"),
@@ -254,6 +258,14 @@ class FinalSettings(OptimisationSettings):
         ],
         min_length=1,
     )
+
+    @model_validator(mode="after")
+    def _processes_share_evenly(self) -> FinalSettings:
+        if self.batch_sequences % self.processes:
+            raise ValueError(
+                f"`processes` ({self.processes}) must divide `batch_sequences` ({self.batch_sequences})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shares_are_whole(self) -> FinalSettings:

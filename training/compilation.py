@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,22 @@ def _when_training(module: nn.Module) -> Callable[..., Any]:
         return (compiled if torch.is_grad_enabled() else plain)(*given, **named)
 
     return forward
+
+
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Turn a page of the compiler's frames into a sentence; the backward pass is compiled late, inside autograd."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        raise MachineError(
+            f"torch.compile has failed: {str(error).strip().splitlines()[0]}",
+            where="compile",
+            remedy="Remove its cache (TORCHINDUCTOR_CACHE_DIR, else torchinductor_* in the temporary folder), which a "
+            "killed process can leave broken, or set compile to none",
+        ) from error
 
 
 def _check_compiler(device: torch.device) -> None:

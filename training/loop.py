@@ -23,7 +23,7 @@ from training.checkpoint import (
     restore_checkpoint,
     write_tensors,
 )
-from training.compilation import compile_model
+from training.compilation import compile_model, compiler_errors
 from training.distributed import Ranks, check_ranks, choose_device, join_ranks
 from training.gradient_sum import GradientSum
 from training.lessons import open_lessons
@@ -122,7 +122,8 @@ def train(
             started = time.perf_counter()
             batch = batches(*ranks.share(run.step * settings.batch_sequences, settings.batch_sequences))
             waited = time.perf_counter() - started
-            row = update(run, batch, settings)
+            with compiler_errors():
+                row = update(run, batch, settings)
             row = measured.add(row, seconds=time.perf_counter() - started, waited=waited)
             if log:
                 log.metrics(row)

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+from training.sharding import is_sharded, like, whole
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -34,6 +37,32 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
 
+class ShardedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` for matrices of which every rank has some rows only (FSDP).
+
+    Momentum, decay and the step itself are of each number alone, and stay where the rows are. What is turned is a
+    whole matrix: it is gathered, one at a time, turned by every rank alike, and each keeps its rows of the result.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient, by the arithmetic of torch's own step, in its order."""
+        for group in self.param_groups:
+            rate, decay, momentum = (float(group[name]) for name in ("lr", "weight_decay", "momentum"))
+            for matrix in (p for p in group["params"] if p.grad is not None):
+                state = self.state[matrix]
+                buffer = state.setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+                buffer.lerp_(matrix.grad, 1 - momentum)
+                update = whole(matrix.grad.lerp(buffer, momentum))  # Nesterov's
+                turned = _zeropower_via_newtonschulz(
+                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                matrix.mul_(1 - rate * decay)
+                matrix.add_(
+                    like(matrix, turned), alpha=-_adjust_lr(rate, group["adjust_lr_fn"], matrix.shape)
+                )
+
+
 def build_muon(
     model: nn.Module,
     *,
@@ -51,7 +80,8 @@ def build_muon(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in named.items() if name.startswith("layers.") and p.dim() == 2}
     others = [p for name, p in named.items() if name not in matrices]
-    muon = torch.optim.Muon(
+    kind = ShardedMuon if any(map(is_sharded, matrices.values())) else torch.optim.Muon
+    muon = kind(
         list(matrices.values()),
         lr=0.0,
         weight_decay=weight_decay,

@@ -1,8 +1,8 @@
 """Rollouts: what the model answers to a prompt, token by token, with budgets for thought and answer.
 
-An own decoding loop over the decoder's preallocated cache. Each prompt is read once and its cache shared by
-its replicas; rows that have finished are dropped, so that ragged lengths cost what they hold; the random
-number of a token depends on (seed, step, prompt, replica, position) alone (training.sampling).
+An own decoding loop. Each prompt is read once and its cache shared by its replicas (on a CPU literally, see
+training.decoding; elsewhere a copy of it); rows that have finished are dropped, so that ragged lengths cost what
+they hold; the random number of a token depends on (seed, step, prompt, replica, position) alone (training.sampling).
 
 Budgets (Elastic Reasoning, arXiv 2505.05315, with exact masks): a thought that has not closed after T tokens
 is closed by forcing the closing string, and the answer then gets up to S tokens, on the same cache. Forced
@@ -23,6 +23,7 @@ import torch
 from curation.errors import DataError
 from curation.progress import progress
 from training.budgets import Ending, RolloutSettings
+from training.decoding import PackedRows, PackedWeights, packed_weights
 from training.model import Decoder
 from training.sampling import UniformStreams, choose_tokens
 
@@ -89,9 +90,10 @@ def roll_out(
     try:
         with ExitStack() as stack:
             task = stack.enter_context(progress(label, len(prompts), "prompts")) if label else None
+            packed = packed_weights(model)
             for first in range(0, len(prompts), together):
                 batch = prompts[first : first + together]
-                rows = _decode(model, batch, settings, ending, replicas, seed, step)
+                rows = _decode(model, packed, batch, settings, ending, replicas, seed, step)
                 rollouts += [row.rollout() for row in rows]
                 if task:
                     task.advance(len(batch))
@@ -121,6 +123,7 @@ def check_prompts(
 @torch.inference_mode()
 def _decode(
     model: Decoder,
+    packed: PackedWeights | None,
     prompts: Sequence[Prompt],
     settings: RolloutSettings,
     ending: Ending,
@@ -128,51 +131,77 @@ def _decode(
     seed: int,
     step: int,
 ) -> list[Row]:
-    """Decode one batch: read the prompts, copy their cache for each replica, then decode all rows in step."""
+    """Decode one batch: read the prompts, then decode a row for each replica of each, all in step."""
     device = model.output_weight.device
-    last, cache = _read_prompts(
-        model, [prompt.ids for prompt in prompts], settings.longest(len(ending.closing))
-    )
-    last, cache = last.repeat_interleave(replicas, 0), cache.expand(replicas)
+    room = settings.longest(len(ending.closing))
+    last, state = _read_prompts(model, packed, [prompt.ids for prompt in prompts], replicas, room)
+    logits = model.logits(last).repeat_interleave(replicas, 0)
     rows = [Row(prompt, replica, settings, ending) for prompt in prompts for replica in range(replicas)]
     live, position = rows, 0
     streams = UniformStreams(seed, step, [(row.prompt.index, row.replica) for row in rows])
     while True:
         uniforms = None if settings.temperature == 0 else streams.at(position).to(device)
-        logits = model.logits(last)
         sampled, normaliser = choose_tokens(
             logits, uniforms, temperature=settings.temperature, top_p=settings.top_p
         )
         tokens = [row.token_for(token) for row, token in zip(live, sampled.tolist(), strict=True)]
-        chosen = torch.tensor(tokens, device=device)[:, None]
-        picked = logits.gather(-1, chosen)[:, 0].float() / (settings.temperature or 1.0)
+        chosen = torch.tensor(tokens, device=device)
+        picked = logits.gather(-1, chosen[:, None])[:, 0].float() / (settings.temperature or 1.0)
         taken = (picked - normaliser).tolist()
         for row, token, logprob in zip(live, tokens, taken, strict=True):
             row.take(token, logprob)
         going = [at for at, row in enumerate(live) if row.finish is None]
         if not going:
             return rows
-        if (len(live) - len(going)) * DROP_SHARE >= len(live):
-            kept = torch.tensor(going, device=device)
-            cache, chosen = cache.select(kept), chosen[kept]
-            streams.select(going)
-            live = [live[at] for at in going]
-        last = model(chosen, cache=cache)[:, 0]
+        if len(going) < len(live) and (len(live) - len(going)) * state.drop_share >= len(live):
+            order = state.keep(going)
+            chosen = chosen[torch.tensor(order, device=device)]
+            streams.select(order)
+            live = [live[at] for at in order]
+        logits = state.read(chosen)
         position += 1
 
 
-def _read_prompts(model: Decoder, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[torch.Tensor, Any]:
-    """The hidden state [N, D] of each prompt's last token, and a cache with room for so many more tokens."""
+def _read_prompts(
+    model: Decoder,
+    packed: PackedWeights | None,
+    prompts: Sequence[tuple[int, ...]],
+    replicas: int,
+    room: int,
+) -> tuple[torch.Tensor, PackedRows | CacheRows]:
+    """The hidden state [N, D] of each prompt's last token, and its rows, with room for so many more tokens."""
     if not isinstance(model, Decoder):
-        return model.prefill(prompts)  # the adapter of training.transformers_model knows its own cache
+        last, cache = model.prefill(prompts)  # the adapter of training.transformers_model knows its own cache
+        return last, CacheRows(model, cache.expand(replicas))
     device = model.output_weight.device
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)
     width = int(lengths.max())
     padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in prompts], device=device)
-    cache = model.new_cache(len(prompts), width + room)
+    cache = model.new_cache(len(prompts), width + (0 if packed else room))
     hidden = model(padded, cache=cache)
     cache.truncate(lengths)
-    return hidden[torch.arange(len(prompts), device=device), lengths - 1], cache
+    last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
+    if packed is None:
+        return last, CacheRows(model, cache.expand(replicas))
+    return last, PackedRows(packed, cache.keys, cache.values, lengths, replicas, room)
+
+
+class CacheRows:
+    """Rows on the cache of a model: the general way, of which training.decoding is the fast one."""
+
+    drop_share = DROP_SHARE
+
+    def __init__(self, model: Decoder, cache: Any) -> None:
+        self.model, self.cache = model, cache
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] after one more token [n] in every row."""
+        return self.model.logits(self.model(tokens[:, None], cache=self.cache)[:, 0])
+
+    def keep(self, rows: list[int]) -> list[int]:
+        """Keep only `rows`; returns them in the order in which they stand from now on."""
+        self.cache = self.cache.select(torch.tensor(rows, device=self.model.output_weight.device))
+        return rows
 
 
 @dataclass

@@ -137,12 +137,6 @@ def check_settings(settings: TrainSettings, config: ModelConfig, order: Order) -
             where=name,
             remedy="See TrainSettings for its range",
         )
-    if settings.optimizer == "muon" and settings.parallel == "fsdp":
-        raise RecipeError(
-            "Muon turns whole matrices, and FSDP gives each rank only rows of them",
-            where="optimizer, parallel",
-            remedy="Use parallel ddp with muon, or adamw with fsdp",
-        )
     if late:
         raise RecipeError(
             f"Step {late[0]} is to be evaluated or kept, but the run has {settings.steps}",

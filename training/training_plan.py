@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,14 +14,14 @@ from training.distributed import choose_device
 from training.memory_plan import MemoryPlan, plan_memory
 from training.model import Decoder
 from training.model_config import ModelConfig
-from training.optimizer import build_adamw
+from training.optimizer import build_optimizer
 from training.order import Batch
 from training.settings import TrainSettings
 from training.update import Run, accumulate_gradients, update
 
 # Deeper models than this are measured at two depths and extrapolated: layers are alike, and so is their time.
 MEASURED_LAYERS = 4
-ROUNDS = 3
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -96,41 +97,55 @@ def measure_step(
     """Seconds of one update on one rank: those of one micro-batch times their number, and the optimizer's."""
     own = max(1, settings.batch_sequences // ranks)
     rows = min(settings.micro_batch_sequences or own, own)
-    if config.layers <= MEASURED_LAYERS:
-        micro, whole = _measure(config, settings, rows, clock)
+    depths = [config.layers] if config.layers <= MEASURED_LAYERS else [1, 3]
+    measured = _measure([replace(config, layers=depth) for depth in depths], settings, rows, clock)
+    if len(depths) == 1:
+        micro, whole = measured[0]
     else:
-        shallow = _measure(replace(config, layers=1), settings, rows, clock)
-        deeper = _measure(replace(config, layers=3), settings, rows, clock)
         micro, whole = (
-            few + (many - few) / 2 * (config.layers - 1) for few, many in zip(shallow, deeper, strict=True)
+            few + (many - few) / 2 * (config.layers - 1) for few, many in zip(*measured, strict=True)
         )
     return own / rows * micro + max(0.0, whole - micro)
 
 
 def _measure(
-    config: ModelConfig, settings: TrainSettings, rows: int, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Seconds of a micro-batch's gradient, and of an update with this one micro-batch: the least of a few."""
+    configs: list[ModelConfig], settings: TrainSettings, rows: int, clock: Callable[[], float]
+) -> list[tuple[float, float]]:
+    """For each model, seconds of a micro-batch's gradient, and of an update with this one micro-batch.
+
+    Medians, because a run pays for the slow steps too: on a machine that other jobs share, the least of a few was
+    6 % below the mean. The models take turns, so that a slow moment is not one model's alone.
+    """
     device = choose_device(settings.device)
-    model = Decoder(config).init_weights(0).to(device)
     one = replace(settings, batch_sequences=rows, micro_batch_sequences=None, steps=1000, warmup_steps=0)
-    optimizer = build_adamw(model, weight_decay=0.1, beta1=0.9, beta2=0.95, epsilon=1e-8)
-    run = Run(model, optimizer, None, 0)
-    batch = _packed_batch(config, rows, settings.sequence_tokens)
-    gradients, updates = [], []
-    with progress("measuring the speed of training", 2 * ROUNDS + 1, "steps") as task:
-        update(run, batch, one)  # loads kernels and makes the moments
-        task.advance()
+    runs = [_fresh_run(config, settings, device) for config in configs]
+    batch = _packed_batch(configs[0], rows, settings.sequence_tokens)
+    gradients: list[list[float]] = [[] for _ in configs]
+    updates: list[list[float]] = [[] for _ in configs]
+    with progress("measuring the speed of training", (2 * ROUNDS + 1) * len(configs), "steps") as task:
+        for run in runs:
+            update(run, batch, one)  # loads kernels and makes the moments
+            task.advance()
         for _ in range(ROUNDS):
-            began = _now(clock, device)
-            accumulate_gradients(model, batch, precision=settings.precision, z_loss=settings.z_loss)
-            gradients.append(_now(clock, device) - began)
-            model.zero_grad(set_to_none=True)
-            began = _now(clock, device)
-            update(run, batch, one)
-            updates.append(_now(clock, device) - began)
-            task.advance(2)
-    return min(gradients), min(updates)
+            for number, run in enumerate(runs):
+                began = _now(clock, device)
+                accumulate_gradients(run.model, batch, precision=settings.precision, z_loss=settings.z_loss)
+                gradients[number].append(_now(clock, device) - began)
+                run.model.zero_grad(set_to_none=True)
+                began = _now(clock, device)
+                update(run, batch, one)
+                updates[number].append(_now(clock, device) - began)
+                task.advance(2)
+    pairs = zip(gradients, updates, strict=True)
+    return [(statistics.median(part), statistics.median(whole)) for part, whole in pairs]
+
+
+def _fresh_run(config: ModelConfig, settings: TrainSettings, device: torch.device) -> Run:
+    model = Decoder(config).init_weights(0).to(device)
+    optimizer = build_optimizer(
+        settings.optimizer, model, weight_decay=0.1, beta1=0.9, beta2=0.95, epsilon=1e-8
+    )
+    return Run(model, optimizer, None, 0)
 
 
 def _packed_batch(config: ModelConfig, rows: int, tokens: int) -> Batch:

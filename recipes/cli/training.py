@@ -31,7 +31,8 @@ def train(
         raise RecipeError(
             "A recipe's stages cannot be run by several ranks at once",
             where="torchrun",
-            remedy="Run `mixwright train` alone, or `torchrun ... -m training` with a file of its own",
+            remedy="Run it alone with `--set final.processes=N`, which starts N ranks for the final training, or "
+            "`torchrun ... -m training` with a file of its own",
         )
     execute(recipe, out, set_, goal=stage)
 

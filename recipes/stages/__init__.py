@@ -56,6 +56,8 @@ def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
         absent.add("compression")
     if len(recipe.capabilities) < 2 or not comparable_runs(recipe):
         absent.add("front")
+    if "domain_models" not in recipe.influence.references:
+        absent.add("domain_models")
     wanted = set(STAGES) if goal is None else _needed(goal)
     return [stage for name, stage in STAGES.items() if name in wanted - absent]
 

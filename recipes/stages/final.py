@@ -13,13 +13,14 @@ from probes.capability import read_probes
 from probes.in_run import probe_evaluation
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
+from recipes.stages.final_ranks import train_on_ranks
 from recipes.stages.training_setup import model_config, one_thread, token_folders, total_steps, train_settings
 from recipes.stages.weighing import mixture_named
 from recipes.training_settings import FinalSettings
 from training.distillation_settings import Distillation
 from training.huggingface import load_huggingface, save_huggingface
 from training.lessons import cache_name, teaching_flops
-from training.loop import TrainSettings, load_checkpoint_model, train
+from training.loop import TrainResult, TrainSettings, load_checkpoint_model, train
 from training.order import DataOrder, MixtureSchedule, Phase
 from training.schedules import RatePhase
 from training.teacher import forward_flops, resolve_teacher
@@ -98,25 +99,32 @@ def distillation(run: Run) -> dict[str, Distillation]:
     return found
 
 
-def _pretrain(run: Run) -> Spent:
+def train_final(run: Run) -> TrainResult:
+    """Train the final model, alone or as one of the ranks of `recipes.stages.final_ranks`."""
     final = run.recipe.final
     order = data_order(run)
-    lessons = distillation(run)
     order.check_epochs(final.max_epochs)
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     probes, sizes = read_probes(run.path("probes")), run.recipe.probes
     evaluate = probe_evaluation(probes, tokenizer, context=sizes.context, stride=sizes.stride)
     with one_thread():
-        result = train(
+        return train(
             model_config(run.recipe),
             order,
-            replace(final_settings(final), distillation=lessons),
+            replace(final_settings(final), distillation=distillation(run)),
             run.path("training", "pretrain"),
             evaluate=evaluate,
             progress_label="pre-training",
         )
+
+
+def _pretrain(run: Run) -> Spent:
+    result = train_on_ranks(run) if run.recipe.final.processes > 1 else train_final(run)
+    tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     model = load_checkpoint_model(result.final)
     save_huggingface(model, run.path("training", "pretrain", "model"), tokenizer)
+    lessons = distillation(run)
+    order = data_order(run)
     taught = sum(teaching_flops(order, phase, each, order.sequences) for phase, each in lessons.items())
     return Spent(flops=result.flops + taught, tokens=result.tokens)
 
@@ -180,7 +188,7 @@ PRETRAIN = Stage(
     folder="training/pretrain",
     needs=("recommendation", "mixtures", "tokens", "tokenizer", "probes"),
     settings=lambda recipe: [
-        recipe.final.model_dump(),
+        recipe.final.model_dump(exclude={"processes"}),  # may change between attempts
         recipe.model.model_dump(),
         recipe.tokenizer.vocabulary,
         recipe.probes.context,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from curation.atomic import write_json
@@ -30,11 +34,11 @@ def _by_capability(run: Run, documents: dict[str, list[Document]]) -> dict[str, 
     return {name: sorted(found, key=lambda d: (d.source, d.id)) for name, found in sorted(sets.items())}
 
 
-def _first(documents: list[Document], count: int, seed: int) -> list[Document]:
-    """`count` documents in the order of a seeded hash."""
-    return sorted(documents, key=lambda d: hashlib.sha256(f"held out\0{seed}\0{d.id}".encode()).digest())[
-        :count
-    ]
+def _first(documents: Iterable[Document], count: int, seed: int) -> list[Document]:
+    """`count` documents in the order of a seeded hash; no more are in memory."""
+    return heapq.nsmallest(
+        count, documents, key=lambda d: hashlib.sha256(f"held out\0{seed}\0{d.id}".encode()).digest()
+    )
 
 
 def _probes(run: Run) -> Spent:
@@ -74,41 +78,66 @@ def _test(run: Run) -> Spent:
 
 
 def _tokenize_one(argument: tuple[Run, str], advance: Advance) -> dict[str, Any]:
-    """Tokens of the documents of a source that may be trained on, and what was left out."""
+    """Tokens of the documents of a source that may be trained on, and what was left out.
+
+    The documents pass through once: what is in memory does not grow with the source, but for its table of ids.
+    """
     run, source = argument
     held_out = {f"probe {name}": documents for name, documents in read_probes(run.path("probes")).items()}
     held_out |= {f"test {name}": documents for name, documents in read_probes(run.path("test")).items()}
-    documents = training_documents(run, source)
-    free = list(without_held_out(documents, held_out))
-    references = list({d.id: d for found in held_out.values() for d in found}.values())
-    index = ReferenceIndex(references)
-    touching = [found for document in free for found in index.overlaps(document)]
-    near = {found.document_id for found in touching if found.share >= OVERLAP_SHARE}
-    kept = [(document.id, document.text) for document in free if document.id not in near]
-    if not kept:
+    passing = _Passing(held_out)
+    kept = passing.trainable(training_documents(run, source))
+    first = next(kept, None)
+    if first is None:
         raise DataError(
             "Nothing is left to train on",
             where=f"source {source}",
             remedy="Give the source more text, or lower `probes.share`",
         )
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
-    write_tokens(kept, tokenizer, run.path("tokens", source), source)
+    write_tokens(itertools.chain([first], kept), tokenizer, run.path("tokens", source), source)
     return {
         "source": source,
-        "documents": len(kept),
-        "held_out": len(documents) - len(free),
-        "overlapping_held_out_text": len(free) - len(kept),
-        "left": _left_in(index, {found.document_id for found in touching} - near, free),
+        "documents": passing.kept,
+        "held_out": passing.read - passing.free,
+        "overlapping_held_out_text": passing.free - passing.kept,
+        "left": passing.left(),
     }
 
 
-def _left_in(index: ReferenceIndex, touching: set[str], documents: list[Document]) -> dict[str, float]:
-    """Share of each held-out text's runs of words that the documents which stay in training hold; above 0 only."""
-    index.forget()
-    for document in documents:
-        if document.id in touching:
-            index.overlaps(document)
-    return {name: share for _, name, share in index.item_shares() if share > 0}
+class _Passing:
+    """Leaves held-out documents, and those that share too much with one, out of a stream, and counts.
+
+    read : documents so far; free : those that are not held out; kept : those that share too little to be left out
+    """
+
+    def __init__(self, held_out: dict[str, list[Document]]) -> None:
+        self.read = self.free = self.kept = 0
+        self._held_out = held_out
+        self._index = ReferenceIndex({d.id: d for found in held_out.values() for d in found}.values())
+        self._left = copy.copy(self._index)  # the same tables, and runs of its own that it has seen
+        self._left.forget()
+
+    def trainable(self, documents: Iterable[Document]) -> Iterator[tuple[str, str]]:
+        """Id and text of the documents that may be trained on."""
+        for document in without_held_out(self._counted(documents), self._held_out):
+            self.free += 1
+            touching = self._index.overlaps(document)
+            if any(found.share >= OVERLAP_SHARE for found in touching):
+                continue
+            if touching:
+                self._left.overlaps(document)
+            self.kept += 1
+            yield document.id, document.text
+
+    def left(self) -> dict[str, float]:
+        """Share of each held-out text's runs of words that the documents which stay hold; above 0 only."""
+        return {name: share for _, name, share in self._left.item_shares() if share > 0}
+
+    def _counted(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            self.read += 1
+            yield document
 
 
 def _overlap_left(run: Run, left: list[dict[str, float]]) -> list[dict[str, Any]]:

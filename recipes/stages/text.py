@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from curation.documents import Document, document_files, read_documents
+from curation.documents import Document, document_files, iterate_documents
 from curation.local import local_files
 from curation.scoring.corpus import Corpus
 from curation.scoring.rows import iterate_batches
@@ -38,8 +40,8 @@ def source_spec(source: SourceSettings, recipe: Recipe) -> SourceSpec:
     )
 
 
-def training_documents(run: Run, source: str) -> list[Document]:
-    """Documents of a source that were not set aside for the test, in the order of their file."""
+def training_documents(run: Run, source: str) -> Iterator[Document]:
+    """Documents of a source that were not set aside for the test, in the order of their file, a batch in memory."""
     return _documents_of(run, source, "train")
 
 
@@ -57,14 +59,14 @@ def training_corpus(run: Run, source: str) -> Corpus:
     return Corpus(source, files, pl.Series("id", ids, dtype=pl.String))
 
 
-def test_documents(run: Run, source: str) -> list[Document]:
+def test_documents(run: Run, source: str) -> Iterator[Document]:
     """Documents of a source that were set aside, by file of origin, before anything else."""
     return _documents_of(run, source, "test")
 
 
-def _documents_of(run: Run, source: str, split: str) -> list[Document]:
-    found = read_documents(run.path("documents", source))
-    return [document for document in found if _split(document, run) == split]
+def _documents_of(run: Run, source: str, split: str) -> Iterator[Document]:
+    found = iterate_documents(run.path("documents", source))
+    return (document for document in found if _split(document, run) == split)
 
 
 def _split(document: Document, run: Run) -> str:
@@ -133,16 +135,21 @@ def _train_tokenizer(run: Run) -> Spent:
     return Spent()
 
 
-def _first_bytes(documents: list[Document], budget: int) -> list[str]:
-    """Texts of the first documents by id, as many as fit into `budget` bytes."""
-    chosen: list[str] = []
+def _first_bytes(documents: Iterable[Document], budget: int) -> list[str]:
+    """Texts of the first documents by id, as many as fit into `budget` bytes, at least one; no more are in memory."""
+    chosen: list[tuple[str, str, int]] = []
     size = 0
-    for document in sorted(documents, key=lambda document: document.id):
-        size += len(document.text.encode("utf-8"))
-        if chosen and size > budget:
-            break
-        chosen.append(document.text)
-    return chosen
+    limit: str | None = None  # the least id that did not fit; none above it can be among the first
+    for document in documents:
+        if limit is not None and document.id >= limit:
+            continue
+        own = len(document.text.encode("utf-8"))
+        bisect.insort(chosen, (document.id, document.text, own), key=lambda entry: entry[0])
+        size += own
+        while size > budget and len(chosen) > 1:
+            limit, _, dropped = chosen.pop()
+            size -= dropped
+    return [text for _, text, _ in chosen]
 
 
 DOCUMENTS = Stage(

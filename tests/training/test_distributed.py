@@ -19,9 +19,10 @@ from training.distributed import Ranks, check_ranks
 from training.gradient_sum import GradientSum
 from training.loop import train
 from training.model import Decoder
+from training.optimizer import build_optimizer, moments, set_rate
 from training.order import DataOrder
 from training.run_log import read_rows
-from training.sharding import ShardedSum, whole
+from training.sharding import ShardedSum, like, whole
 from training.update import accumulate_gradients
 
 SHORT = replace(
@@ -112,6 +113,26 @@ def train_with_infinite_gain(out: Path, settings, notes: Path):
     return train_on(out, settings, notes)
 
 
+def muon_steps(ranks: Ranks | None) -> list[torch.Tensor]:
+    """The weights after three steps by given gradients, and what Muon remembers."""
+    model = Decoder(replace(CONFIG, ffn_dim=50)).init_weights(1).double()
+    if ranks is not None:
+        ShardedSum(model, ranks, "float32")
+    optimizer = build_optimizer("muon", model, weight_decay=0.1, beta1=0.9, beta2=0.95, epsilon=1e-8)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(3):
+        for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.grad = like(parameter, drawn)
+        set_rate(optimizer, 0.01 * (step + 1))
+        optimizer.step()
+    return [whole(value) for value in [*model.parameters(), *moments(model, optimizer).values()]]
+
+
+def sharded_muon_steps() -> list:
+    return [tensor.numpy() for tensor in muon_steps(Ranks(dist.get_rank(), dist.get_world_size()))]
+
+
 # ---- the tests
 
 
@@ -160,6 +181,26 @@ def test_ranks_train_what_one_process_trains(alone, tmp_path, size, parallel, re
         if file != "optimizer":
             for name in ours:
                 torch.testing.assert_close(ours[name], wanted[name], rtol=1e-3, atol=1e-4)
+
+
+def test_muon_moves_sharded_matrices_as_whole_ones(tmp_path):
+    """From equal gradients, in float64, with a matrix whose rows the three ranks cannot share evenly."""
+    wanted = muon_steps(None)
+    for rank in on_ranks(3, tmp_path, sharded_muon_steps):
+        for ours, other in zip(rank, wanted, strict=True):
+            assert (torch.from_numpy(ours) - other).norm() <= 1e-12 * other.norm()
+
+
+def test_a_run_with_muon_moves_from_shards_to_one_process(tmp_path):
+    settings = replace(SHORT, parallel="fsdp", optimizer="muon", average_from=None)
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    answers = on_ranks(2, tmp_path, train_on, out, settings, notes, 5, 1)
+    assert all(kind == "TrainingStopped" for kind, _ in answers)
+    train(CONFIG, make_order(), settings, out, evaluate=evaluate)
+    train(CONFIG, make_order(), settings, tmp_path / "alone", evaluate=evaluate)
+    ours, wanted = (read_rows(where / "metrics.jsonl") for where in (out, tmp_path / "alone"))
+    # Newton and Schulz's products are in bfloat16, so a rounded sum of gradients moves more than with AdamW.
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in wanted], rel=1e-3)
 
 
 def test_shards_in_bfloat16_train_much_the_same(tmp_path):

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from curation.errors import MachineError
 from tests.training.test_loop import CONFIG, make_order
 from training import compilation
-from training.compilation import compile_model
+from training.compilation import compile_model, compiler_errors
 from training.model import Decoder
 from training.recomputation import recompute_layers
 from training.update import accumulate_gradients
@@ -78,6 +78,30 @@ def test_compiled_layers_have_the_same_gradients():
         assert (ours - other).norm() <= 1e-5 * other.norm()
     # One graph that both layers share; without it, nothing was compiled.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_has_the_same_gradients(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cache that no killed process has spoilt
+    model = Decoder(CONFIG).init_weights(0)
+    wanted = gradients(model)
+    compile_model(model, "model")
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for ours, other in zip(gradients(model), wanted, strict=True):
+        assert (ours - other).norm() <= 1e-5 * other.norm()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1, "one graph, without breaks"
+
+
+def test_what_the_compiler_cannot_do_is_a_sentence():
+    from torch._inductor.exc import CppCompileError
+
+    with (
+        pytest.raises(MachineError, match=r"torch.compile has failed.*or set compile to none"),
+        compiler_errors(),
+    ):
+        raise CppCompileError(["g++"], "invalid ELF header")
+    with pytest.raises(ZeroDivisionError), compiler_errors():
+        1 / 0  # noqa: B018
 
 
 @pytest.mark.parametrize("what", ["layers", "model"])

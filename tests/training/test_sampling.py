@@ -78,3 +78,16 @@ def test_a_number_depends_on_its_place_alone():
 def test_diverged_logits_are_refused():
     with pytest.raises(DataError, match="diverged"):
         choose_tokens(torch.tensor([[1.0, float("nan")]]), None)
+
+
+def test_the_search_in_blocks_is_the_plain_one():
+    generator = torch.Generator().manual_seed(4)
+    for vocabulary in (1, 63, 64, 65, 200, 1000):
+        logits = 6 * torch.randn(300, vocabulary, generator=generator)
+        logits[:, : vocabulary // 3] = -torch.inf  # whole blocks without probability
+        uniforms = torch.rand(300, generator=generator, dtype=torch.float64)
+        uniforms[0], uniforms[1] = 0.0, float(np.nextafter(1.0, 0.0))
+        tokens, normaliser = choose_tokens(logits, uniforms)
+        masses = (logits - logits.amax(-1, keepdim=True)).exp()
+        assert torch.equal(tokens, inverse_cdf(masses, uniforms))
+        torch.testing.assert_close(normaliser, logits.logsumexp(-1))
