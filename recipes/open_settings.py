@@ -62,7 +62,7 @@ def open_settings(recipe: Recipe) -> list[dict[str, str]]:
         (
             "influence protocol",
             influence.protocol,
-            "`mobilellm-r1`",
+            "mobilellm-r1",
             "The paper's own by its name; where it refers to AutoMixer, AutoMixer's choices as far as they are known.",
         ),
         (

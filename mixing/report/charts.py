@@ -139,6 +139,24 @@ def histogram(
         return _inline(figure, name)
 
 
+def outlines(edges: Sequence[float], counts: Sequence[Sequence[float]], name: str, *, x_label: str) -> Markup:
+    """Histograms over common bins laid over each other, as shares of all; the outer bins hold what lies beyond."""
+    with _panel() as (figure, axes):
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for at, row in enumerate(counts):
+            values = np.asarray(row, float)
+            share = 100 * values / (values.sum() or 1.0)
+            axes.stairs(
+                share,
+                drawable(edges),
+                color=line_colour(at),
+                linestyle=DASHES[at % len(DASHES)],
+                linewidth=1.3,
+            )
+        _label(axes, x_label, "% of documents")
+        return _inline(figure, name)
+
+
 def scatter(
     x: Sequence[float], y: Sequence[float], colours: Sequence[int], name: str, *, x_label: str, y_label: str
 ) -> Markup:
@@ -150,6 +168,65 @@ def scatter(
             axes.plot([a], [b], marker="o", markersize=7, color=source_colour(colour), linewidth=0)
             axes.annotate(str(colour + 1), (a, b), xytext=(5, 4), textcoords="offset points", color=INK)
         axes.margins(0.18)
+        _label(axes, x_label, y_label)
+        return _inline(figure, name)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point with what is known of its interval across and up; `strong` ones are larger, in front and outlined."""
+
+    x: float
+    y: float
+    across: tuple[float, float] | None = None
+    up: tuple[float, float] | None = None
+    colour: int = 0
+    strong: bool = False
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def dots(
+    points: Sequence[Dot],
+    name: str,
+    *,
+    x_label: str,
+    y_label: str,
+    diagonal: bool = False,
+    zero: bool = False,
+) -> Markup:
+    """Points with intervals in both directions; `diagonal` draws where y equals x, `zero` both zeros."""
+    with _panel() as (figure, axes):
+        if zero:
+            axes.axhline(0, color=MUTED, linewidth=0.7)
+            axes.axvline(0, color=MUTED, linewidth=0.7)
+        for point in points:
+            x, y = drawable([point.x, point.y])
+            colour = line_colour(point.colour)
+            for ends, flat in ((point.across, True), (point.up, False)):
+                if ends is not None:
+                    low, high = drawable(ends)
+                    draw = axes.hlines if flat else axes.vlines
+                    draw([y if flat else x], [low], [high], color=colour, linewidth=0.8, alpha=0.55)
+            axes.plot(
+                [x],
+                [y],
+                marker="D" if point.strong else MARKERS[point.colour % len(MARKERS)],
+                markersize=6.5 if point.strong else 4,
+                color=colour,
+                markeredgecolor=INK,
+                markeredgewidth=0.9 if point.strong else 0.0,
+                linewidth=0,
+                zorder=4 if point.strong else 3,
+            )
+        axes.margins(0.12)
+        if diagonal:
+            low = max(axes.get_xlim()[0], axes.get_ylim()[0])
+            high = min(axes.get_xlim()[1], axes.get_ylim()[1])
+            if low < high:
+                axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.grid(axis="x")
         _label(axes, x_label, y_label)
         return _inline(figure, name)
 
@@ -207,7 +284,8 @@ def _inline(figure: Figure, name: str) -> Markup:
     svg = re.sub(r"#0[123]00[0-9a-f]{2}|#01010[1-5]", lambda m: _variable(m.group(0)), svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"font-family: [^;\"]*; ?|<g/>| transform=\"rotate\(-0 [^\"]*\"", "", svg)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    # Of coordinates two decimals do; the numbers on the axes are text, and are not touched.
+    svg = re.sub(r"<[^>]*>", lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m.group(0)), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Markup(svg.strip())
 

@@ -179,6 +179,37 @@ class Excerpts:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A stretch of a document: its text, its tone in the diverging scale (`heat`), and its value in words."""
+
+    text: str
+    tone: str = ""
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """A document token by token; `said` names the strongest tokens for people who do not see the colours."""
+
+    head: str
+    identifier: str
+    source: str
+    swatch: int
+    pieces: tuple[Piece, ...]
+    said: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class ColouredPair:
+    """Documents token by token under a title."""
+
+    kind: ClassVar[str] = "coloured"
+    title: str
+    documents: tuple[Coloured, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names with values, as a definition list."""
 
@@ -198,7 +229,7 @@ class Disclosure:
     tone: str = ""
 
 
-Block = Table | Prose | Bullets | Code | Charts | StackedBars | Excerpts | Facts | Disclosure
+Block = Table | Prose | Bullets | Code | Charts | StackedBars | Excerpts | ColouredPair | Facts | Disclosure
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from curation.atomic import read_json
 from curation.errors import MixwrightError
 from mixing.mixture import Mixture, read_mixture
+from mixing.report.compressed import parse_compression
+from mixing.report.front import parse_front
 from mixing.report.parsing import (
     number,
     parse_comparison,
@@ -38,6 +40,7 @@ from mixing.report.records import (
     Stage,
     Trained,
 )
+from mixing.report.tokens import parse_tokens
 
 T = TypeVar("T")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, MixwrightError, struct.error)
@@ -140,6 +143,9 @@ def gather(run: Path) -> RunFacts:
         model=folder.read(run / "model", _model),
         stages=tuple(sorted((s for s in stages if s is not None), key=lambda s: (s.started, s.where))),
         settings=_first(folder, ("settings.json",), parse_settings) or (),
+        compression=folder.json("training/compression/compression.json", parse_compression),
+        front=_first(folder, ("front/pareto.json", "mixtures/pareto.json"), parse_front),
+        token_benefits=folder.json("token_benefits/tokens.json", parse_tokens),
         problems=tuple(folder.problems),
     )
 

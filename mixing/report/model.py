@@ -34,8 +34,13 @@ from mixing.report.numbers import (
 from mixing.report.records import Model, Phase, RunFacts, Trained
 
 GROUP = "Model"
-TITLES = {"pretrain": "Pre-training", "sft": "Fine-tuning (SFT)", "grpo": "Reinforcement learning (GRPO)"}
-SHORT = {"pretrain": "pre-training", "sft": "SFT", "grpo": "GRPO"}
+TITLES = {
+    "pretrain": "Pre-training",
+    "compression": "Mid-training",
+    "sft": "Fine-tuning (SFT)",
+    "grpo": "Reinforcement learning (GRPO)",
+}
+SHORT = {"pretrain": "pre-training", "compression": "mid-training", "sft": "SFT", "grpo": "GRPO"}
 LOSS = "nats per token"
 
 
@@ -128,6 +133,8 @@ def _stages(trained: Mapping[str, Trained]) -> Table:
     rows = []
     for name in (*(n for n in TITLES if n in trained), *sorted(set(trained) - set(TITLES))):
         t = trained[name]
+        if not t.result and t.curve is None:
+            continue  # it has several arms, and a section of its own
         _, loss = t.curve.points("step", "loss") if t.curve else ((), ())
         shown = loss if name != "grpo" else ()
         rows.append(

@@ -16,18 +16,23 @@ from curation.atomic import write_text
 from curation.errors import DataError
 from mixing.report import (
     agreement,
+    compressed,
     curated,
     curves,
     documents,
+    evidence,
+    front,
     influence,
     learning,
     ledger,
     mixtures,
     model,
+    predicted,
     probes,
     proof,
     raters,
     removal,
+    tokens,
 )
 from mixing.report.elements import PALETTE_SIZE, Palette, Section, visible
 from mixing.report.gather import gather
@@ -96,15 +101,20 @@ def page_sections(facts: RunFacts, run: Path, palette: Palette) -> list[Section]
     """All sections in the order of the page."""
     return [
         *mixtures.sections(facts, palette),
+        *evidence.sections(facts),
         *proof.sections(facts),
+        *predicted.sections(facts),
+        *front.sections(facts, palette),
         *removal.sections(facts, palette),
         *influence.sections(facts, palette),
         *agreement.sections(facts, palette),
         *documents.sections(facts, run, palette),
+        *tokens.sections(facts, palette),
         curated.funnel_section(facts, run, palette),
         *raters.sections(facts),
         *probes.sections(facts, run, palette),
         curated.broken_section(facts, palette),
+        *compressed.sections(facts, palette),
         *model.sections(facts, palette),
         *learning.sections(facts),
         *curves.sections(facts),

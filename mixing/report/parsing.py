@@ -207,6 +207,10 @@ def parse_comparison(value: Any) -> Comparison:
                 number(d.get("smallest_detectable")),
                 str(d.get("verdict", "not separable")),
                 number(d.get("p_holm")),
+                number(d.get("margin")),
+                number(d.get("p_equivalence")),
+                d["equivalent"] if isinstance(d.get("equivalent"), bool) else None,
+                number(d.get("p_bootstrap")),
             )
             for d in value["differences"]
         ),

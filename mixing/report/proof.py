@@ -49,6 +49,7 @@ def sections(facts: RunFacts) -> list[Section]:
     )
     for capability in capabilities:
         blocks.append(_differences(found, capability, limit))
+    blocks.append(_equivalence(found))
     if found.rule:
         blocks.append(Prose(sentence(f"Rule: {found.rule}"), "note"))
     others = [d for d in found.differences if d.verdict not in TONES and d.verdict != "not separable"]
@@ -70,7 +71,13 @@ def _method(found: Comparison) -> str:
             f" With {words(seeds, 'seed')} an exact sign-flip test cannot give a p below {plain(2 / 2**seeds, 2)}, "
             "however large the effect."
         )
-    elif seeds == 1:
+    if any(d.p_bootstrap is not None for d in found.differences):
+        text += (
+            " The bootstrap resamples seeds and documents; with few seeds it is too sure of itself, so "
+            "it is shown and does "
+            "not decide."
+        )
+    if seeds == 1:
         text += " One seed says nothing about noise: no interval can be given."
     return text
 
@@ -96,19 +103,61 @@ def _differences(found: Comparison, capability: str, limit: float) -> Table:
     )
 
 
+def _equivalence(found: Comparison) -> Prose:
+    """Whether "not separable" means equal or only unknown, in plain words."""
+    tested = [d for d in found.differences if d.capability == MEAN and d.p_equivalence is not None]
+    if not tested:
+        return Prose(
+            "Not separable does not mean equal: with so few seeds nothing can be said about equivalence.",
+            "note",
+        )
+    first = tested[0]
+    base = found.baseline(first.against, MEAN)
+    margin = "" if not base or first.margin is None else f" within {percent(first.margin / base, 1)}"
+    same, open_ = ([d.mixture for d in tested if bool(d.equivalent) is e] for e in (True, False))
+    parts = []
+    if same:
+        parts.append(
+            f"For {listed(same)} the difference to {first.against} is too small to matter: equal{margin} on the mean "
+            "over capabilities, by two one-sided tests"
+        )
+    if open_:
+        unknown = [d.mixture for d in tested if d.mixture in open_ and d.verdict not in TONES]
+        if unknown:
+            parts.append(
+                f"{listed(unknown)} {'is' if len(unknown) == 1 else 'are'} neither shown to differ from "
+                f"{first.against} nor to "
+                f"equal it{margin}: more seeds would tell"
+            )
+    return Prose(
+        sentence(". ".join(parts)) if parts else "Every difference on the mean is separable from noise."
+    )
+
+
 def _row(found: Comparison, d: Difference, decimals: int, limit: float) -> tuple[Cell, ...]:
     relative, _, _, detectable = relative_figures(found, d)
-    tone = TONES.get(d.verdict, "quiet")
+    tone, base = TONES.get(d.verdict, "quiet"), found.baseline(d.against, d.capability)
     return (
         Cell(d.mixture),
         Cell(strip=difference_strip(d, limit)),
         Cell(signed(d.difference, decimals), tone="sure" if d.verdict in TONES else ""),
         Cell(signed_percent(relative, 2)),
         Cell(span(d.low, d.high, decimals, sign=True), tone="quiet"),
-        Cell(plain(d.p_corrected, 3), "" if d.p is None else f"sign flip {plain(d.p, 2)}"),
+        Cell(plain(d.p_corrected, 3), _other_tests(d)),
         Cell(percent(detectable, 2), tone="quiet"),
-        Cell(d.verdict if d.verdict in TONES else "not separable", tone=tone),
+        Cell(
+            d.verdict if d.verdict in TONES else "not separable",
+            f"equal within {percent(d.margin / base, 1)}" if d.equivalent and d.margin and base else "",
+            tone,
+        ),
     )
+
+
+def _other_tests(d: Difference) -> str:
+    parts = [] if d.p is None else [f"sign flip {plain(d.p, 2)}"]
+    if d.p_bootstrap is not None:
+        parts.append("bootstrap " + ("< 0.01" if d.p_bootstrap < 0.01 else plain(d.p_bootstrap, 2)))
+    return "\n".join(parts)
 
 
 def difference_strip(d: Difference, limit: float) -> Strip:

@@ -69,7 +69,7 @@ def _rater(name: str, value: Mapping[str, Any]) -> Table | Disclosure:
     made = value.get("made_from") or {}
     kind = str(made.get("rater", name)) if isinstance(made, dict) else name
     shape = made.get("settings") if isinstance(made, dict) else None
-    size = f", {shape.get('layers')} layers of width {shape.get('dim')}" if isinstance(shape, dict) else ""
+    size = f", layers: {shape.get('layers')}, width: {shape.get('dim')}" if isinstance(shape, dict) else ""
     rows = [{"task": task, **_ordered(figures)} for task, figures in tasks.items()]
     return rows_table(
         f"The {kind}{size}: agreement with labels of texts that it has not seen (auc: the chance that a good text "
@@ -122,7 +122,8 @@ def rows_table(caption: str, rows: Sequence[Mapping[str, Any]], most: int = 60) 
     return Table(
         caption + more,
         tuple(
-            Column(n.replace("_", " "), numeric[n] and at > 0, wide=n == "why") for at, n in enumerate(names)
+            Column(n.replace("_", " ").capitalize(), numeric[n] and at > 0, wide=n == "why")
+            for at, n in enumerate(names)
         ),
         tuple(tuple(Cell(said(row.get(n))) for n in names) for row in rows[:most]),
     )

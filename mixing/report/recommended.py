@@ -20,6 +20,17 @@ def same_weights(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     return all(abs(a.get(name, 0.0) - b.get(name, 0.0)) < 1e-6 for name in {*a, *b})
 
 
+def recommended_file(facts: RunFacts) -> str | None:
+    """The name under `mixtures/` of the recommended mixture, if it is there."""
+    if facts.recommended is None:
+        return None
+    weights = facts.recommended.weights
+    given = [facts.recommendation.mixture] if facts.recommendation else []
+    given += [facts.recommended.method.replace("-", "_"), *sorted(facts.mixtures)]
+    same = [n for n in given if n in facts.mixtures and same_weights(facts.mixtures[n].weights, weights)]
+    return same[0] if same else None
+
+
 def recommended_name(facts: RunFacts) -> str | None:
     """The name of the recommended mixture in the comparison, if it was trained there; two names can share weights."""
     if facts.recommended is None or facts.comparison is None:

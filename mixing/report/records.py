@@ -109,7 +109,11 @@ class Influence:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mixture against another on one capability (or "mean"); negative: fewer bits, better."""
+    """A mixture against another on one capability (or "mean"); negative: fewer bits, better.
+
+    margin, p_equivalence, equivalent : what counts as no difference, and whether the two are equal within it
+    p_bootstrap : over seeds and documents, where likelihoods of documents are known
+    """
 
     mixture: str
     against: str
@@ -123,6 +127,10 @@ class Difference:
     smallest_detectable: float | None
     verdict: str
     p_corrected: float | None = None
+    margin: float | None = None
+    p_equivalence: float | None = None
+    equivalent: bool | None = None
+    p_bootstrap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -298,6 +306,9 @@ class RunFacts:
     stages: tuple[Stage, ...]
     settings: tuple[Setting, ...]
     problems: tuple[Problem, ...]
+    compression: Any = None
+    front: Any = None
+    token_benefits: Any = None
 
     @property
     def capabilities(self) -> Mapping[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mixing.report.evidence import how_sure
 from mixing.report.model import before_and_after
 from mixing.report.numbers import (
     compact,
@@ -66,6 +67,8 @@ def summarise(facts: RunFacts) -> Summary:
     points = [
         Point("Which mixture?", _answers(which_mixture(facts))),
         Point("Did it beat uniform on held-out text?", _answers((verdict.sentence,))),
+        Point("How sure are we?", _answers(sureness(facts))),
+        Point("What does it rest on?", _answers(what_it_rests_on(facts))),
         Point("What helps what?", what_helps(facts)),
         Point("What became of the model?", _answers(the_model(facts))),
         Point("What did it cost?", _answers((what_it_cost(facts),))),
@@ -129,6 +132,69 @@ def against_uniform(facts: RunFacts) -> Verdict:
     if difference is None:
         return Verdict("not compared", f"Not known: {name} was not compared with uniform.", "none")
     return _verdict(comparison, difference)
+
+
+def sureness(facts: RunFacts) -> tuple[str, ...]:
+    """Probabilities from the proxy runs, how the prediction fared, and whether "not separable" means equal."""
+    if facts.recommended is None:
+        return ("There is no mixture to be sure of.",)
+    found = [*how_sure(facts.recommended)]
+    name = recommended_name(facts)
+    row = primary_difference(facts.comparison, name) if facts.comparison and name else None
+    gain = facts.recommended.evidence.gain_percent.get("uniform") if facts.recommended.evidence else None
+    if facts.comparison is None or row is None:
+        return tuple(found)
+    relative, low, high, _ = relative_figures(facts.comparison, row)
+    if gain is not None and relative is not None:
+        predicted = f"{percent(gain.value / 100, 2)} ({percent_span(gain.low / 100, gain.high / 100, 2)})"
+        realised = (
+            f"Predicted was a loss lower by {predicted} than uniform's; on unseen text it was lower by "
+        )
+        realised += percent(-relative, 2)
+        if low is not None and high is not None:
+            realised += f" ({percent_span(-high, -low, 2)})"
+        found.append(realised)
+    if row.equivalent and row.margin is not None:
+        base = facts.comparison.baseline(row.against, row.capability)
+        within = f" within {percent(row.margin / base, 1)}" if base else ""
+        found.append(
+            f"In the comparison the difference to {row.against} is too small to matter: equal{within}, by "
+            "two one-sided tests"
+        )
+    elif row.equivalent is False and row.verdict == "not separable":
+        found.append(
+            f"The comparison shows neither that it differs from {row.against} nor that it equals it; more "
+            "seeds would tell"
+        )
+    return tuple(found)
+
+
+def what_it_rests_on(facts: RunFacts) -> tuple[str, ...]:
+    """The kinds of evidence in this run, with their sizes."""
+    found = []
+    evidence = facts.recommended.evidence if facts.recommended else None
+    if evidence is not None and evidence.runs:
+        found.append(f"{words(evidence.runs, 'proxy run')}, weighed by {evidence.basis}")
+    loo = facts.leave_one_out
+    if loo is not None and loo.effects:
+        size = "" if loo.tokens_per_run is None else f" on {compact(loo.tokens_per_run)} tokens each"
+        sources = len({e.source for e in loo.effects})
+        clear = sum(e.clear for e in loo.effects)
+        found.append(
+            f"Leaving out each of {words(sources, 'source')} in turn{size}, "
+            f"{words(len(loo.seeds), 'seed')}: {clear} of "
+            f"{words(len(loo.effects), 'effect')} clear of noise"
+        )
+    if facts.influence is not None:
+        found.append(f"Influence of documents at the reference {facts.influence.chosen}")
+    if facts.comparison is not None:
+        mixtures = len({r.mixture for r in facts.comparison.runs})
+        found.append(
+            f"A comparison of {words(mixtures, 'mixture')} trained with "
+            f"{words(len(facts.comparison.seeds), 'seed')} each, on text "
+            "that was held out from everything"
+        )
+    return tuple(found) or ("On nothing that this run has measured.",)
 
 
 def relative_figures(

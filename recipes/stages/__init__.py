@@ -7,12 +7,14 @@ from recipes.schema import Recipe
 from recipes.stages.compressing import COMPRESSION
 from recipes.stages.curating import REPRESENTATIVE
 from recipes.stages.final import MODEL, PRETRAIN
+from recipes.stages.front import FRONT, comparable_runs
 from recipes.stages.near_duplicates import NEAR_DUPLICATES
 from recipes.stages.post_training import GRPO, SFT
 from recipes.stages.probing import PROBES, TEST, TOKENS
 from recipes.stages.proxies import COMPARISON, DOMAIN_MODELS, LEAVE_ONE_OUT, PROXY_RUNS
 from recipes.stages.raters import RATERS
 from recipes.stages.text import DOCUMENTS, TOKENIZER
+from recipes.stages.token_colours import TOKEN_BENEFITS
 from recipes.stages.weighing import INFLUENCE, MIXTURES, RECOMMENDATION
 
 STAGES: dict[str, Stage] = {
@@ -30,7 +32,9 @@ STAGES: dict[str, Stage] = {
         LEAVE_ONE_OUT,
         DOMAIN_MODELS,
         INFLUENCE,
+        TOKEN_BENEFITS,
         MIXTURES,
+        FRONT,
         COMPARISON,
         RECOMMENDATION,
         PRETRAIN,
@@ -50,6 +54,8 @@ def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
     absent = {name for name in ("sft", "grpo") if getattr(recipe.post_training, name) is None}
     if recipe.compression is None:
         absent.add("compression")
+    if len(recipe.capabilities) < 2 or not comparable_runs(recipe):
+        absent.add("front")
     if "domain_models" not in recipe.influence.references:
         absent.add("domain_models")
     wanted = set(STAGES) if goal is None else _needed(goal)

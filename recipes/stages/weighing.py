@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from probes.capability import read_probes
 from probes.likelihood import TokenizedDocument, tokenize_documents
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
+from recipes.stages.front import evidence_from_runs
 from recipes.stages.proxies import domain_run, uniform_weights
 from recipes.stages.training_setup import (
     available_tokens,
@@ -72,7 +74,7 @@ def _checkpoint(run: Run, stage: str, run_id: str, step: int) -> Path:
     return run.path(stage, run_id, "train", "checkpoints", f"step-{step}")
 
 
-def _probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
+def probe_documents(run: Run) -> dict[str, list[TokenizedDocument]]:
     """The first documents of each probe by id, as many as the recipe asks for."""
     tokenizer = load_tokenizer(run.path("tokenizer", "model"))
     limit = run.recipe.influence.probe_documents
@@ -92,7 +94,7 @@ def _influence(run: Run) -> Spent:
         wanted.documents_per_source,
         recipe.seed,
     )
-    probes = _probe_documents(run)
+    probes = probe_documents(run)
     by_reference = influence_jobs(run)
     jobs = [job for reference in by_reference.values() for job in reference]
     rates = _learning_rates(jobs) if wanted.checkpoint_weights == "learning_rate" else None
@@ -210,7 +212,7 @@ def _mixtures(run: Run) -> Spent:
         "influence": {
             "proposal": {row["source"]: row["weight"] for row in chosen},
             "intervals": {row["source"]: (row["low"], row["high"]) for row in chosen},
-            "notes": (f"Influence at `{summary['chosen']}`: {summary['why']}",),
+            "notes": (summary["why"],),
             "inputs": {"influence/summary.json": hash_file(summary_file)},
         },
         "leave_one_out": {
@@ -220,8 +222,8 @@ def _mixtures(run: Run) -> Spent:
             "inputs": {"leave_one_out/leave_one_out.json": hash_file(effects_file)},
         },
     }
-    for method, proposal in proposals.items():
-        mixture = make_mixture(
+    mixtures = {
+        method: make_mixture(
             method=method.replace("_", "-"),
             available_tokens=available,
             budget_tokens=recipe.proxy.tokens,
@@ -229,7 +231,12 @@ def _mixtures(run: Run) -> Spent:
             seed=recipe.seed,
             **proposal,
         )
-        write_mixture(run.path("mixtures", method, "mixture.json"), mixture)
+        for method, proposal in proposals.items()
+    }
+    evidence = evidence_from_runs(run, {name: mixture.weights for name, mixture in mixtures.items()})
+    for name, mixture in mixtures.items():
+        weighed = replace(mixture, evidence=evidence[name])
+        write_mixture(run.path("mixtures", name, "mixture.json"), weighed)
     return Spent()
 
 
@@ -284,7 +291,7 @@ INFLUENCE = Stage(
 MIXTURES = Stage(
     name="mixtures",
     folder="mixtures",
-    needs=("influence", "leave_one_out", "tokens"),
+    needs=("influence", "leave_one_out", "proxy_runs", "tokens"),
     settings=lambda recipe: [
         recipe.leave_one_out.shrink,
         recipe.proxy.tokens,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,14 @@ import pyarrow.parquet as pq
 from curation.atomic import write_json, write_text
 from curation.documents import Document, document_id, write_documents
 from mixing.comparison import compare
+from mixing.evidence import Evidence
+from mixing.fit.evidence_of import evidence_of
+from mixing.fit.search import Simplex
+from mixing.fit.tables import ProxyTable
 from mixing.influence.score import BENEFIT_SCHEMA
 from mixing.influence.summary import summarise
 from mixing.mixture import make_mixture, write_mixture
+from mixing.posterior import fit_posterior, pareto_front
 
 EVIL_SOURCE = "<script>alert(1)</script>"
 EVIL_TEXT = "Look: </script><img src=x onerror=alert(2)> </pre><svg onload=alert(3)> \u202egnp.exe\x07 &amp; {{ 7*7 }}"
@@ -59,9 +66,12 @@ def make_run(folder: Path, *, evil: bool = True, effect: float = -0.006) -> Path
     effects = _leave_one_out(folder, sources, rng)
     _evaluation(folder, sources, ids, rng)
     _influence(folder, sources, ids, effects, rng)
+    _tokens(folder, sources, ids)
     _mixtures(folder, sources, effects)
+    write_json(folder / "front" / "pareto.json", {"schema": 1, "runs": 18, **_front(tuple(sources))})
     _comparison(folder, sources, rng, effect)
     _training(folder, rng)
+    _compression(folder, sources)
     _stages(folder)
     return folder
 
@@ -326,6 +336,75 @@ def _benefits(
     ).cast(BENEFIT_SCHEMA)
 
 
+def _tokens(folder: Path, sources: dict, ids: dict[str, list[str]]) -> None:
+    """The last source, the hostile one if it is there, is both the best and the worst."""
+    worst = list(sources)[-1]
+    pieces = [
+        ["Look", 0.0],
+        [": ", 2e-4],
+        ["</script>", -9e-4],
+        ["<img src=x onerror=", 4e-4],
+        ["\u202egnp", -1e-5],
+    ]
+    documents = [
+        {
+            "document": ids[worst][at],
+            "source": worst,
+            "benefit": sign * 3e-4,
+            "tokens": 8,
+            "unscored": 3,
+            "pieces": [[text, sign * value] for text, value in pieces],
+            "rest": 2e-5,
+        }
+        for at, sign in ((7, 1), (8, -1))
+    ]
+    found = {name: {"checkpoint": 293, "documents": documents} for name in CAPABILITIES}
+    write_json(
+        folder / "token_benefits" / "tokens.json",
+        {"schema": 1, "reference": "uniform", "capabilities": found},
+    )
+
+
+@cache
+def proxy_table(sources: tuple[str, ...]) -> ProxyTable:
+    """Two seeds of runs on everything and without each source; losses are linear in the shares, with some noise."""
+    rng = np.random.default_rng(11)
+    m = len(sources)
+    worth = np.array([SOURCES[n][1] if n in SOURCES else (0.001, 0.0, 0.011) for n in sources])
+    mixtures = [np.full(m, 1 / m), *((1 - np.eye(m)[j]) / (m - 1) for j in range(m))]
+    weights = np.array([w for w in mixtures for _ in range(2)])
+    losses = np.array([2.31, 1.72, 2.64]) - 3 * weights @ worth + rng.normal(0, 0.002, (len(weights), 3))
+    order = sorted(range(m), key=lambda j: sources[j])
+    columns = sorted(range(3), key=lambda c: CAPABILITIES[c])
+    return ProxyTable(
+        tuple(f"run{i:02d}" for i in range(len(weights))),
+        tuple(sources[j] for j in order),
+        weights[:, order],
+        tuple(CAPABILITIES[c] for c in columns),
+        losses[:, columns],
+        tuple(1 + i % 2 for i in range(len(weights))),
+        4.4e13,
+        181.0,
+    )
+
+
+@cache
+def _front(sources: tuple[str, ...]) -> dict:
+    table = proxy_table(sources)
+    simplex = Simplex(table.sources, np.zeros(len(sources)), np.ones(len(sources)))
+    return pareto_front(fit_posterior(table), simplex, scalarisations=24, samples=200).record()
+
+
+_weighed: dict[str, dict[str, Evidence]] = {}
+
+
+def _evidence(mixtures: dict[str, dict[str, float]]) -> dict[str, Evidence]:
+    key = json.dumps(mixtures)
+    if key not in _weighed:
+        _weighed[key] = evidence_of(mixtures, proxy_table(tuple(next(iter(mixtures.values())))))
+    return _weighed[key]
+
+
 def _mixtures(folder: Path, sources: dict, effects: list[dict]) -> None:
     mean = {n: max(float(np.mean([e["delta"] for e in effects if e["source"] == n])), 0.0) for n in sources}
     total = sum(mean.values())
@@ -340,8 +419,8 @@ def _mixtures(folder: Path, sources: dict, effects: list[dict]) -> None:
         ),
         "leave_one_out": (shrunk, {n: (max(0.0, w - 0.03), w + 0.035) for n, w in shrunk.items()}),
     }
-    for name, (weights, intervals) in proposals.items():
-        mixture = make_mixture(
+    mixtures = {
+        name: make_mixture(
             weights,
             method=name.replace("_", "-"),
             available_tokens=dict.fromkeys(sources, TOKENS),
@@ -350,6 +429,11 @@ def _mixtures(folder: Path, sources: dict, effects: list[dict]) -> None:
             intervals=intervals,
             inputs={"leave_one_out/leave_one_out.json": "0123456789abcdef" * 4},
         )
+        for name, (weights, intervals) in proposals.items()
+    }
+    evidence = _evidence({name: {n: m.weights[n] for n in sources} for name, m in mixtures.items()})
+    for name, unweighed in mixtures.items():
+        mixture = replace(unweighed, evidence=evidence[name])
         write_mixture(folder / "mixtures" / name / "mixture.json", mixture)
         if name == "leave_one_out":
             write_mixture(folder / "mixture.json", mixture)
@@ -442,6 +526,41 @@ def _training(folder: Path, rng: np.random.Generator) -> None:
         ],
     )
     _model(folder / "model")
+
+
+def _compression(folder: Path, sources: dict) -> None:
+    """As `mixing.compression` writes it: two rounds in which the benefits gather around zero."""
+    edges = np.linspace(-0.2, 0.2, 9).tolist()
+    counts = ([1, 2, 4, 9, 20, 40, 30, 14], [0, 0, 2, 38, 60, 18, 2, 0])
+    rounds = [
+        {
+            "number": at + 1,
+            "documents": dict.fromkeys(sources, 15),
+            "tokens": dict.fromkeys(sources, 4000),
+            "kept_documents": dict.fromkeys(sources, 12 - 4 * at),
+            "kept_tokens": dict.fromkeys(sources, 3000 - 1000 * at),
+            "weights": dict.fromkeys(sources, 1 / len(sources)),
+            "positive": 104 / 120 if at == 0 else 80 / 120,
+            "rms": 0.1 / (1 + at),
+            "edges": dict.fromkeys((*CAPABILITIES, "joint"), edges),
+            "counts": dict.fromkeys((*CAPABILITIES, "joint"), row),
+        }
+        for at, row in enumerate(counts)
+    ]
+    text = "compressed against original on the mean of the capabilities: -0.0123 bits per byte (-0.41%); not separable"
+    write_json(
+        folder / "training" / "compression" / "compression.json",
+        {
+            "schema": 1,
+            "arms": {
+                "compressed": {
+                    "1": {"rounds": rounds, "stop": {"reason": "rounds", "text": "All 2 rounds were made"}}
+                },
+                "original": {"1": {"trained": []}},
+            },
+            "comparison": {"plain": {"differences": [{"text": text}]}},
+        },
+    )
 
 
 def _evaluations(folder: Path, steps: tuple[int, ...]) -> None:

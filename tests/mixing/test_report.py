@@ -36,11 +36,15 @@ from tests.mixing.report_sample import EVIL_SOURCE, EVIL_TEXT, SOURCES, make_run
 
 SECTIONS = [
     "mixture",
+    "evidence",
     "comparison",
+    "predicted",
+    "front",
     "leave-one-out",
     "influence",
     "agreement",
     "documents",
+    "tokens",
     "funnel",
     "raters",
     "probes",

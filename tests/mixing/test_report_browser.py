@@ -52,7 +52,8 @@ def test_nothing_of_a_corpus_becomes_an_element(browser: Page, address: str) -> 
     assert browser.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
     assert EVIL_SOURCE in browser.evaluate("document.body.innerText")
     shown = "[...document.querySelectorAll('.excerpt pre')].filter(p => p.textContent.includes('<img src=x')).length"
-    assert browser.evaluate(shown) == 6
+    # The best and the worst documents of the source, and its two, token by token, for each capability.
+    assert browser.evaluate(shown) == 6 + 2 * 3
     assert browser.evaluate("document.querySelectorAll('svg text').length") > 100
 
 
@@ -64,6 +65,31 @@ def test_the_contents_stay_in_sight_on_a_desktop_and_fold_on_a_phone(browser: Pa
     assert browser.evaluate("document.querySelector('#answer').getBoundingClientRect().top") < 600
 
 
+def test_paper_shows_all_that_a_screen_opens_or_scrolls(browser: Page, address: str) -> None:
+    browser.open(address, 700)  # A4 between its margins
+    closed = "[...document.querySelectorAll('main details:not([open]) .inside')]"
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert browser.evaluate(f"{closed}.length") > 5
+    assert browser.evaluate(f"{closed}.filter(e => e.getBoundingClientRect().height < 10).length") == 0
+    cut = (
+        "[...document.querySelectorAll('.scroll, pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    )
+    assert browser.evaluate(cut) == 0
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_everything_that_opens_or_scrolls_is_reached_by_the_keyboard(browser: Page, address: str) -> None:
+    browser.open(address, 390)
+    reach = "e => e.tabIndex === 0 && e.checkVisibility()"
+    assert browser.evaluate(f"[...document.querySelectorAll('main summary')].every({reach})")
+    browser.evaluate("document.querySelectorAll('main details').forEach(d => { d.open = true })")
+    scrolls = "[...document.querySelectorAll('main *')].filter(e => ['auto', 'scroll'].includes("
+    scrolls += "getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1)"
+    assert browser.evaluate(f"{scrolls}.length") > 5
+    assert browser.evaluate(f"{scrolls}.filter(e => e.tabIndex !== 0).map(e => e.className)") == []
+
+
 def test_text_can_be_read_on_every_ground(browser: Page, address: str) -> None:
     """Contrast of the text in filled cells and bars, at least 4.5 (WCAG AA), in both schemes."""
     script = """(() => {
@@ -72,7 +98,7 @@ def test_text_can_be_read_on_every_ground(browser: Page, address: str) -> None:
         return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
         return 0.2126 * r + 0.7152 * g + 0.0722 * b };
       const found = [];
-      const read = 'table.heat td.num .value, .stack .part, h1, .verdict, p.note, figcaption, .detail';
+      const read = 'table.heat td.num .value, .stack .part, .tokens mark, h1, .verdict, p.note, figcaption, .detail';
       for (const e of document.querySelectorAll(read)) {
         if (!e.textContent.trim()) continue;
         let ground = e;

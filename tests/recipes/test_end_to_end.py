@@ -25,6 +25,8 @@ RESULTS = (
     "mixtures/leave_one_out/mixture.json",
     "leave_one_out/leave_one_out.json",
     "influence/summary.json",
+    "front/pareto.json",
+    "token_benefits/tokens.json",
     "comparison/comparison.json",
     "model/model.safetensors",
 )
