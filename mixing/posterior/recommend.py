@@ -66,6 +66,20 @@ class Recommendation:
         return plain
 
 
+def doubt_of(posterior: LossPosterior, objective: np.ndarray, seed: int = 0) -> str:
+    """Why no win may be claimed whatever the posterior says: the runs' link to the mixtures may be chance.
+
+    Empty when it may; see `NO_EFFECT`.
+    """
+    return _doubt(chance_of_no_effect(posterior, objective, seed=seed))
+
+
+def _doubt(no_effect: float) -> str:
+    if no_effect <= NO_EFFECT:
+        return ""
+    return f"such a link between mixtures and losses comes up by chance with probability {no_effect:.2f}"
+
+
 def best_mixture(
     posterior: LossPosterior, objective: np.ndarray, simplex: Simplex, starts: np.ndarray
 ) -> np.ndarray:
@@ -146,7 +160,7 @@ def _verdict(
     why = (
         f"probability of beating uniform {beats:.2f}"
         if beats < SURE
-        else f"such a link between mixtures and losses comes up by chance with probability {no_effect:.2f}"
+        else _doubt(no_effect)
     )
     return (
         f"Not separable from uniform at this budget ({why}; smallest detectable effect {100 * detectable:.2g} % of "

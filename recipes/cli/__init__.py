@@ -56,6 +56,7 @@ def main() -> None:
         machine,
         mixing,
         post_training,
+        proposing,
         running,
         speed,
         training,
