@@ -72,9 +72,7 @@ def weigh(
     )
 
 
-def verdict(
-    beats: float | None, gain: Estimate | None, detectable: float | None, doubt: str = ""
-) -> str:
+def verdict(beats: float | None, gain: Estimate | None, detectable: float | None, doubt: str = "") -> str:
     """The sentence at the top: what the evidence allows to be said against uniform."""
     if beats is None or gain is None or detectable is None:
         return "This is the uniform mixture"

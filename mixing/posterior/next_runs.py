@@ -26,7 +26,9 @@ def next_run_ids(known: Collection[str], runs: int) -> list[str]:
     return found
 
 
-def write_next_runs(path: Path | str, ids: Sequence[str], sources: Sequence[str], weights: np.ndarray) -> None:
+def write_next_runs(
+    path: Path | str, ids: Sequence[str], sources: Sequence[str], weights: np.ndarray
+) -> None:
     """Write `run_id` and a share for each source [runs, m], as `ratios.csv` has them; exact numbers."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")

@@ -157,11 +157,7 @@ def _verdict(
             f"Better than uniform by {share * gain.mean():.2g} % of its loss (90 % interval {share * low:.2g} to "
             f"{share * high:.2g} %, probability {beats:.2f})"
         )
-    why = (
-        f"probability of beating uniform {beats:.2f}"
-        if beats < SURE
-        else _doubt(no_effect)
-    )
+    why = f"probability of beating uniform {beats:.2f}" if beats < SURE else _doubt(no_effect)
     return (
         f"Not separable from uniform at this budget ({why}; smallest detectable effect {100 * detectable:.2g} % of "
         "its loss)"

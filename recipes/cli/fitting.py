@@ -57,7 +57,8 @@ def fit(
         typer.Option("--candidate", metavar="NAME=FILE", help="A mixture to compare with; repeatable."),
     ] = None,
     influence: Annotated[
-        Path | None, typer.Option("--influence", help="influence, posterior: table of benefits, .parquet or .csv.")
+        Path | None,
+        typer.Option("--influence", help="influence, posterior: table of benefits, .parquet or .csv."),
     ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", help="influence, posterior: the reference model that counts.")
@@ -151,7 +152,9 @@ def _decision(ratios: Path | None, metrics: Path | None, options: dict[str, Any]
 
     if ratios is None or (metrics is None and not options["sources"]):
         raise RecipeError(
-            "The front between metrics needs proxy runs", where="--pareto", remedy="Give --ratios and --metrics"
+            "The front between metrics needs proxy runs",
+            where="--pareto",
+            remedy="Give --ratios and --metrics",
         )
     return decision_problem(ratios if metrics is None else (ratios, metrics), **options)
 

@@ -117,7 +117,9 @@ def propose(
         {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
         for row in rows
     ]
-    print_table("Mixtures to train, in shares of tokens", shown, {"run_id": "Run"} | {s: s for s in simplex.sources})
+    print_table(
+        "Mixtures to train, in shares of tokens", shown, {"run_id": "Run"} | {s: s for s in simplex.sources}
+    )
     after = "append these rows to ratios.csv and what they gave to metrics.csv, and ask again"
     say(f"  Written: {out}. Train them with one budget and recipe, {after}.")
 

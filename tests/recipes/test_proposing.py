@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import recipes.cli.fitting
+import recipes.cli.proposing  # noqa: F401  they add their commands
 from curation.errors import DataError, MixwrightError
 from mixing.fit import fit_mixture, read_proxy_table
 from mixing.fit.tables import ProxyTable
 from mixing.mixture import read_mixture
 from mixing.posterior import fit_posterior, read_deletions
 from mixing.posterior.from_files import posterior_from
-import recipes.cli.fitting
-import recipes.cli.proposing  # noqa: F401  they add their commands
 from recipes.cli import app
 from tests.mixing.test_posterior import METRICS, SOURCES, deletions, gradient_evidence, law, runs
 from tests.recipes.test_commands import mixwright
@@ -76,7 +76,8 @@ def test_propose_train_propose_and_decide_by_all_evidence(tmp_path: Path) -> Non
     (tmp_path / "benefits.csv").write_text("\n".join(rows) + "\n")
     more = ("--leave-one-out", str(tmp_path / "loo.json"), "--influence", str(tmp_path / "benefits.csv"))
     second = mixwright(
-        "propose", *files, *more, "--maximum", f"{SOURCES[0]}=0.3", "--runs", "4", "--out", str(tmp_path / "next.csv"), "--json"
+        "propose", *files, *more, "--maximum", f"{SOURCES[0]}=0.3", "--runs", "4",
+        "--out", str(tmp_path / "next.csv"), "--json",
     )  # fmt: skip
     assert second.returncode == 0, second.stderr
     asked = json.loads(second.stdout)
@@ -97,12 +98,17 @@ def test_propose_train_propose_and_decide_by_all_evidence(tmp_path: Path) -> Non
     assert sum(note.startswith("Influence on ") for note in mixture.notes) == len(METRICS)
     # One posterior: what the evidence says of the mixture is what the posterior of the proposal says.
     table = read_proxy_table(tmp_path / "ratios.csv", tmp_path / "metrics.csv")
-    posterior = posterior_from(table, leave_one_out=tmp_path / "loo.json", influence=tmp_path / "benefits.csv")
+    posterior = posterior_from(
+        table, leave_one_out=tmp_path / "loo.json", influence=tmp_path / "benefits.csv"
+    )
     weights = np.array([[mixture.weights[s] for s in table.sources]])
     assert mixture.evidence.objective is not None
     assert mixture.evidence.objective.value == pytest.approx(float(posterior.mean(weights).mean()), rel=2e-3)
     again = fit_mixture(
-        runs=table, method="posterior", leave_one_out=tmp_path / "loo.json", influence=tmp_path / "benefits.csv"
+        runs=table,
+        method="posterior",
+        leave_one_out=tmp_path / "loo.json",
+        influence=tmp_path / "benefits.csv",
     )
     assert again.evidence == mixture.evidence and again.weights == mixture.weights
     # The balanced point of the front is the mixture itself.
