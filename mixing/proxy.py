@@ -15,6 +15,7 @@ from mixing.repetition import part_of_source
 from training.loop import TrainSettings
 from training.model import ModelConfig
 from training.settings import deciding_settings
+from training.start import start_hash
 from training.tokens import TokenSource
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -52,6 +53,8 @@ class ProxySettings:
     block        : sequences after which every source's share is exact (`training.order`)
     context, stride : of the evaluation; by default the training length, and half of it
     keep         : which checkpoints a finished run keeps: "all", "weights" (without optimizer states), "none"
+    init_from    : a checkpoint or Hugging Face folder that every run starts from, instead of weights drawn by
+                   its seed: a trunk that the runs branch off
     target_tokens: budget that the mixtures are for; every source is then cut to the share of it that a run trains,
                    so that a mixture repeats its sources as often here as there (`mixing.repetition`)
     """
@@ -66,6 +69,7 @@ class ProxySettings:
     stride: int | None = None
     batch_tokens: int = 8192
     keep: Keep = "weights"
+    init_from: Path | None = None
     target_tokens: int | None = None
 
     @property
@@ -88,11 +92,14 @@ class ProxySettings:
 
     def inputs(self) -> dict[str, Any]:
         """Hashes of all that the runs read."""
-        return {
+        found: dict[str, Any] = {
             "tokens": {name: TokenSource.open(folder).hash for name, folder in sorted(self.tokens.items())},
             "probes": {name: hash_file(file) for name, file in sorted(self.probes.items())},
             "tokenizer": hash_folder(self.tokenizer),
         }
+        if self.init_from is not None:
+            found["start"] = start_hash(self.init_from)
+        return found
 
 
 def run_settings(run: ProxyRun, settings: ProxySettings) -> TrainSettings:

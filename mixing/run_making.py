@@ -61,7 +61,14 @@ def _train_alone(
     def evaluate(model: Decoder, step: int) -> dict[str, float]:
         return probes.evaluate(model, here / "evaluations" / f"step-{step}.parquet")
 
-    done = train(settings.model, order, train_settings, here / "train", evaluate=evaluate)
+    done = train(
+        settings.model,
+        order,
+        train_settings,
+        here / "train",
+        evaluate=evaluate,
+        init_from=settings.init_from,
+    )
     metrics = metric_rows(here, run.run_id, train_settings.evaluate_steps)
     _clear_checkpoints(here / "train", run.keep or settings.keep)
     evaluated = sum(row.pop("tokens") for row in metrics)

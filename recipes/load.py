@@ -65,6 +65,16 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
     Returns the recipe and the file it came from. Raises RecipeError with file, line, field and remedy.
     """
     file = find_recipe(path)
+    values, lines = read_values(file, overrides)
+    _check_version(values, lines, file)
+    try:
+        return Recipe.model_validate(values), file
+    except ValidationError as error:
+        raise RecipeError(*_sentence(error, values), where=_place(error, values, lines, file)) from None
+
+
+def read_values(file: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], dict[Path_, int]]:
+    """The mapping in a YAML file with its overrides, and the line of each value. RecipeError when there is none."""
     try:
         if file.stat().st_size > MAXIMUM_BYTES:
             raise RecipeError(
@@ -78,11 +88,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe
     values, lines = _parse(text, file)
     for override in overrides:
         _override(values, override)
-    _check_version(values, lines, file)
-    try:
-        return Recipe.model_validate(values), file
-    except ValidationError as error:
-        raise RecipeError(*_sentence(error, values), where=_place(error, values, lines, file)) from None
+    return values, lines
 
 
 def dump_recipe(recipe: Recipe) -> str:

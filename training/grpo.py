@@ -75,7 +75,7 @@ def grpo(
     tokenizer = start_tokenizer(start, tokenizer)
     questions = read_questions(prompts, tokenizer).items
     tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
-    _refuse_overlap(questions, tests, str(held_out))
+    refuse_overlap(questions, tests, str(held_out))
     device, model = choose_device(settings.device), load_policy(start)
     name = reward if isinstance(reward, str) else describe_reward(reward)
     inputs = hash_value([[(q.ids, q.answer) for q in part] for part in (questions, tests)])
@@ -104,7 +104,7 @@ def grpo(
     return GrpoResult(out / "model", result["steps"], result["updates"], result["before"], result["after"])
 
 
-def _refuse_overlap(questions: Sequence[Question], tests: Sequence[Question], where: str) -> None:
+def refuse_overlap(questions: Sequence[Question], tests: Sequence[Question], where: str) -> None:
     """Raise DataError when a held-out prompt is also trained on: its accuracy would prove nothing."""
     trained = {q.ids for q in questions}
     shared = [q for q in tests if q.ids in trained]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,16 @@ from curation.errors import RecipeError
 from training.distillation import DistilledLoss, linear_distillation
 from training.distillation_settings import Distillation, check_distillation
 from training.losses import linear_cross_entropy
-from training.order import Batch, DataOrder
-from training.same_tokenizer import check_teachers_tokenizer
+from training.order import Batch, DataOrder, Order
+from training.same_tokenizer import check_same_tokenizer, check_teachers_tokenizer
 from training.sparse_distillation import linear_sparse_distillation
 from training.teacher import Teacher, forward_flops, hash_teacher, load_teacher, resolve_teacher
 from training.teacher_cache import TeacherCache, fill_caches, filling, targets_on
 from training.teacher_pass import CacheIdentity
 
 CACHE_FOLDER = "teacher_cache"
+CHATS = "chats"
+"""The one phase of an order of chats, by which its teacher is named."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,17 @@ class Lessons:
                 begin = end
 
 
+class OneLesson(Lessons):
+    """The same lesson for every row, whatever the order: chats and rollouts."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        self._lesson = lesson
+
+    def stretches(self, batch: Batch) -> Iterator[tuple[Lesson, int, int]]:
+        """All rows of `batch`."""
+        yield self._lesson, 0, len(batch.labels)
+
+
 PLAIN = Lesson()
 
 
@@ -157,7 +171,10 @@ def check_lessons(distillation: Mapping[str, Distillation], order: object) -> No
     """Raise RecipeError for a lesson that cannot be, or for a phase that the order has not."""
     if not distillation:
         return
-    phases = [phase.name for phase in order.schedule.phases] if isinstance(order, DataOrder) else []
+    if isinstance(order, DataOrder):
+        phases = [phase.name for phase in order.schedule.phases]
+    else:
+        phases = list(getattr(order, "phases", ()))
     for name, settings in distillation.items():
         if name not in phases:
             raise RecipeError(
@@ -166,11 +183,17 @@ def check_lessons(distillation: Mapping[str, Distillation], order: object) -> No
                 remedy=f"The phases are {', '.join(phases)}" if phases else "Use an order with phases",
             )
         check_distillation(name, settings)
+        if not isinstance(order, DataOrder) and settings.cache != "none":
+            raise RecipeError(
+                "Only token files have caches of what a teacher says; chats and rollouts ask it on every batch",
+                where="distillation.cache",
+                remedy="Set it to none",
+            )
 
 
 def open_lessons(
     distillation: Mapping[str, Distillation],
-    order: DataOrder,
+    order: Order,
     *,
     sequences: int,
     vocabulary: int,
@@ -184,6 +207,11 @@ def open_lessons(
     """
     if not distillation:
         return None
+    if not isinstance(order, DataOrder):  # chats, whose tokenizer training.sft has compared
+        (settings,) = distillation.values()
+        where = resolve_teacher(settings.teacher)
+        teacher = load_teacher(where, vocabulary=vocabulary, device=device, precision=settings.precision)
+        return OneLesson(Lesson(settings, teacher=teacher))
     tokenizer = next(iter(order.sources.values())).tokenizer
     loaded: dict[tuple[Path, str], Teacher] = {}
     by_phase: dict[str, Lesson] = {}
@@ -206,6 +234,14 @@ def open_lessons(
             caches = _open_caches(settings, order, vocabulary, folder, needed, load)
             by_phase[phase] = Lesson(settings, caches=caches, order=order)
     return Lessons(order, by_phase)
+
+
+def check_teacher_of_chats(teacher: str, tokenizer: Any) -> None:
+    """Raise DataError unless the teacher's tokenizer gives the token ids of the student's, which renders the chats."""
+    from training.tokenizer import load_tokenizer  # here, because it imports transformers
+
+    folder = resolve_teacher(teacher)
+    check_same_tokenizer(tokenizer, load_tokenizer(folder), str(folder))
 
 
 def documents_read(order: DataOrder, phase: str, sequences: int) -> dict[str, list[int]]:

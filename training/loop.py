@@ -29,7 +29,7 @@ from training.gradient_sum import GradientSum
 from training.lessons import open_lessons
 from training.model import Decoder, ModelConfig
 from training.optimizer import build_optimizer
-from training.order import DataOrder, Order
+from training.order import Order
 from training.prefetch import BatchesAhead
 from training.recomputation import recompute_layers
 from training.result import TrainResult, read_result, write_result
@@ -91,7 +91,7 @@ def train(
             return read_result(out)
         stop = held.enter_context(stop_requests())
         run = _begin(out, model_config, settings, described, init_from, ranks)
-        if settings.distillation and isinstance(order, DataOrder):  # check_settings refuses others
+        if settings.distillation:
             run.lessons = open_lessons(
                 settings.distillation,
                 order,

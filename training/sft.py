@@ -19,7 +19,9 @@ from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
 from training.chat import MaskMethod, RenderedChat, read_chats
 from training.checkpoint import load_checkpoint_model
+from training.distillation_settings import Distillation
 from training.huggingface import read_generation
+from training.lessons import CHATS, check_teacher_of_chats
 from training.loop import TrainSettings, train
 from training.losses import IGNORED
 from training.order import Batch
@@ -44,6 +46,8 @@ class SftSettings:
                         rows of 32k tokens fit; None = no layer. Changes no bit
     checkpoint_every  : updates between checkpoints that serve to continue after a kill
     device            : "cpu", "cuda", or "auto" for the GPU where there is one
+    distillation      : a teacher of the student's tokenizer, from whose distributions the assistant's tokens are
+                        also, or only, learnt (logit-level distillation)
     """
 
     sequence_tokens: int = 2048
@@ -65,6 +69,7 @@ class SftSettings:
     seed: int = 0
     device: str = "auto"
     recompute_every: int | None = None
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -105,6 +110,7 @@ class SftSettings:
             resume_every=self.checkpoint_every,
             device=self.device,
             recompute_every=self.recompute_every,
+            distillation={CHATS: self.distillation} if self.distillation else {},
         )
 
     def deciding(self) -> dict[str, Any]:
@@ -147,6 +153,8 @@ def sft(
     out, start = Path(out), Path(start)
     tokenizer = start_tokenizer(start, tokenizer)
     config = policy_config(start)
+    if settings.distillation:
+        check_teacher_of_chats(settings.distillation.teacher, tokenizer)
     files = [data] if isinstance(data, Path | str) else list(data)
     read = [read_chats(file, tokenizer, method=settings.mask) for file in files]
     all_chats = [chat for part in read for chat in part.chats]
@@ -201,6 +209,11 @@ class ChatOrder:
         return self.settings.sequence_tokens
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The one phase, by whose name a teacher is given."""
+        return (CHATS,)
+
+    @property
     def sequences(self) -> int:
         """Rows that the updates ask for; the last update may find fewer."""
         return self.steps * self.settings.batch_sequences
@@ -213,7 +226,9 @@ class ChatOrder:
     def fingerprint(self) -> str:
         """A hash of all that the rows depend on."""
         chats = [(chat.ids, chat.assistant) for chat in self.chats]
-        return hash_value([chats, self.settings.deciding()])
+        # The teacher is told apart by its weights, in the settings of training.loop, not by where it lies.
+        deciding = {key: value for key, value in self.settings.deciding().items() if key != "distillation"}
+        return hash_value([chats, deciding])
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows first ... first + count - 1, or as many as there are."""

@@ -52,6 +52,7 @@ def main() -> None:
         evaluating,
         exporting,
         fitting,
+        hybrids,
         influencing,
         machine,
         mixing,

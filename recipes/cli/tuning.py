@@ -70,11 +70,19 @@ def sft(
         bool, typer.Option("--recompute", help="Recompute activations, for rows of up to 32k tokens.")
     ] = False,
     too_long: Annotated[str, typer.Option(help="Chats longer than a row: drop or truncate.")] = "drop",
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a teacher with the model's tokenizer.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="With a teacher: weight of the labels.")] = 0.5,
+    beta: Annotated[float, typer.Option(help="With a teacher: weight of the distance to it.")] = 0.5,
+    direction: Annotated[str, typer.Option(help="forward, reverse or jensen_shannon.")] = "forward",
     seed: int = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model folder of any architecture on chats; loss on the assistant's tokens only."""
+    from recipes.matrix_plan import changed
     from recipes.stages.training_setup import one_thread
+    from training.distillation_settings import Distillation
     from training.sft import SftSettings
     from training.sft import sft as fine_tune
     from training.sft_stages import sft_stages
@@ -89,6 +97,7 @@ def sft(
         _print_result(asdict(results[-1]), as_json)
         return
 
+    lesson = {"alpha": alpha, "beta": beta, "direction": direction}
     settings = SftSettings(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -98,6 +107,7 @@ def sft(
         micro_batch_sequences=micro_batch_sequences,
         recompute_every=1 if recompute else None,
         too_long=too_long,  # type: ignore[arg-type]
+        distillation=changed(Distillation(teacher), lesson, "sft") if teacher is not None else None,
         seed=seed,
     )
     with one_thread():
