@@ -18,7 +18,8 @@ def next_run_ids(known: Collection[str], runs: int) -> list[str]:
     >>> next_run_ids(["run-0001", "a"], 2)
     ['run-0003', 'run-0004']
     """
-    taken, number, found = set(known), len(known), []
+    taken, number = set(known), len(known)
+    found: list[str] = []
     while len(found) < runs:
         number += 1
         if (name := f"run-{number:04d}") not in taken:
