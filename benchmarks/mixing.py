@@ -1,10 +1,10 @@
 """Methods that choose mixtures, on worlds whose best mixture is known: coverage, false claims, regret, speed.
 
-    python -m benchmarks.mixing [SECTION ...] [--worlds N] [--write]
+    python -m benchmarks.mixing [SECTION ...] [--worlds N] [--results FILE] [--write]
 
-Sections: coverage, equal, regret, adaptive, influence, speed, swarms; all when none is named: about six
-minutes of CPU on one thread, and more than four beside them for `regret`, most of them the other methods'. It
-tells each result on the standard error. `swarms` reads RegMix's public results (MIT) from the folder
+Sections: coverage, equal, regret, adaptive, influence, evidence, speed, swarms; all when none is named. `regret`
+and `evidence` (`benchmarks.mixing_regret`) tell each world's result on the standard error, and continue with
+--results. `swarms` reads RegMix's public results (MIT) from the folder
 $MIXWRIGHT_SWARMS and is skipped without it. Regret is in percent of the optimum's loss; tables say how many
 worlds they rest on.
 """
@@ -12,30 +12,24 @@ worlds they rest on.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from benchmarks.measure import machine, publish, table
+from benchmarks.mixing_regret import best_of, evidence, regret
 from benchmarks.mixing_worlds import FAMILIES, REGIMES, World, as_table, make_world
-from curation.errors import DataError, MachineError, RecipeError
-from mixing.fit.fit import FROM_RUNS, fit_mixture
 from mixing.fit.gaussian_process import fit_process
 from mixing.fit.log_linear import fit_log_linear
 from mixing.fit.tables import ProxyTable, read_proxy_table
-from mixing.posterior import first_mixtures, fit_posterior, influence_scales, propose, recommend
-from mixing.posterior.paths import starting_points
-from mixing.posterior.posterior import LossPosterior
-from mixing.posterior.recommend import best_mixture
+from mixing.posterior import chance, first_mixtures, fit_posterior, influence_scales, propose, recommend
+from mixing.posterior.kernel import features
+from mixing.posterior.recommend import NO_EFFECT
 
 OBJECTIVE = np.full(3, 1 / 3)
-SIZES = (16, 24, 48)
 Cells = dict[str, list[float]]
 
 
@@ -72,50 +66,34 @@ def coverage(worlds: int) -> str:
 
 
 def equal(worlds: int) -> str:
-    """How often a win over uniform is claimed where all mixtures are equal."""
+    """How often a win over uniform is claimed where all mixtures are equal; worlds that no rule was tuned on.
+
+    A claim needs the test by permutation, which needs no fit, so the posterior is fitted only where it passes.
+    """
     rows = []
     for regime, n in (("interior", 24), ("sparse", 24)):
-        claims, alone = 0, 0
-        for number in range(worlds // 2):
-            world = make_world("equal", regime, 2000 + number)
-            found = recommend(
-                fit_posterior(world.table(n, 0)), OBJECTIVE, world.simplex(), draws=16, seed=number
-            )
+        passed, claims, count = 0, 0, worlds // 2
+        for number in range(count):
+            world = make_world("equal", regime, 20_000 + number)
+            runs = world.table(n, 0)
+            at = features(runs.weights, chance.EPSILON)
+            if chance.permutation_p(at, runs.losses @ OBJECTIVE, np.full(n, -1), number) > NO_EFFECT:
+                continue
+            passed += 1
+            found = recommend(fit_posterior(runs), OBJECTIVE, world.simplex(), draws=2, seed=number)
             claims += found.separable
-            alone += found.beats["uniform"] >= 0.95
-        rows.append([regime, n, worlds // 2, claims, alone])
-    header = ["regime", "runs", "worlds", "claims", "claims without the test by permutation"]
+        share = claims / count
+        error = np.sqrt(share * (1 - share) / count)
+        rows.append([regime, n, count, passed, f"{claims} ({100 * share:.1f} ± {100 * error:.1f} %)"])
+    header = [
+        "regime",
+        "runs",
+        "worlds",
+        f"test by permutation at most {NO_EFFECT}",
+        "claims, standard error",
+    ]
     return (
         "Worlds in which all mixtures have the same losses: claims of a win over uniform (goal: at most 5 %).\n\n"
-        + table(header, rows)
-    )
-
-
-def regret(worlds: int) -> str:
-    """Regret of every method of the registry that learns from runs, each with its own defaults."""
-    rows = []
-    cells: dict[tuple[str, str, int], list[float]] = {}
-    for regime in REGIMES:
-        for number in range(worlds):
-            world = make_world(FAMILIES[number % 3], regime, 3000 + number)
-            _add3(cells, "uniform", regime, 0, world.regret(_uniform(world)))
-            for n in SIZES:
-                for method, weights in _all_methods(world, world.table(n, 0)).items():
-                    _add3(cells, method, regime, n, world.regret(weights))
-                    print(
-                        regime, number, n, method, f"{world.regret(weights):.3f}", file=sys.stderr, flush=True
-                    )
-    for method in ("uniform", *FROM_RUNS):
-        row = [method]
-        for regime in REGIMES:
-            for n in SIZES:
-                values = cells.get((method, regime, 0 if method == "uniform" else n), [])
-                row.append(f"{np.mean(values):.2f} ({np.median(values):.2f})" if values else "-")
-        if any(cell != "-" for cell in row[1:]):
-            rows.append(row)
-    header = ["method", *(f"{regime}, {n} runs" for regime in REGIMES for n in SIZES)]
-    return (
-        f"Regret in percent, mean (median) over {worlds} worlds a regime, the same runs for all methods.\n\n"
         + table(header, rows)
     )
 
@@ -128,7 +106,7 @@ def adaptive(worlds: int) -> str:
         for number in range(worlds):
             world = make_world(FAMILIES[number % 3], regime, 4000 + number)
             for n in (24, 48):
-                _add(cells, f"{n} random", world.regret(_best(fit_posterior(world.table(n, 0)), world)))
+                _add(cells, f"{n} random", world.regret(best_of(fit_posterior(world.table(n, 0)), world)))
             _add(cells, "24 adaptive", world.regret(adaptive_swarm(world)))
         difference = np.array(cells["24 adaptive"]) - np.array(cells["48 random"])
         rows.append(
@@ -155,7 +133,7 @@ def adaptive_swarm(world: World, rounds: int = 3, size: int = 8) -> np.ndarray:
         chosen = propose(posterior, world.simplex(), size, objective=OBJECTIVE, seed=number)
         weights = np.vstack([weights, chosen])
         losses = np.vstack([losses, world.run(chosen, number)])
-    return _best(fit_posterior(as_table(world.sources, weights, losses)), world)
+    return best_of(fit_posterior(as_table(world.sources, weights, losses)), world)
 
 
 def influence(worlds: int) -> str:
@@ -171,7 +149,7 @@ def influence(worlds: int) -> str:
             runs = world.table(16, 0)
             for kind in kinds:
                 posterior = fit_posterior(runs, influence=() if kind == "none" else world.influence(kind, 0))
-                _add(regrets, kind, world.regret(_best(posterior, world)))
+                _add(regrets, kind, world.regret(best_of(posterior, world)))
                 for scale in influence_scales(posterior):
                     _add(scales, kind, scale.scale)
                     _add(worth, kind, float(scale.worth))
@@ -284,34 +262,6 @@ def swarms(worlds: int) -> str:
     )
 
 
-def _all_methods(world: World, runs: ProxyTable) -> dict[str, np.ndarray]:
-    """Weights by method; methods that these runs do not suit are left out."""
-    found = {}
-    with TemporaryDirectory() as folder:
-        ratios, metrics = Path(folder) / "ratios.csv", Path(folder) / "metrics.csv"
-        _write(ratios, runs.run_ids, runs.sources, runs.weights)
-        _write(metrics, runs.run_ids, runs.metrics, runs.losses)
-        for method in FROM_RUNS:
-            try:
-                mixture = fit_mixture(ratios, metrics, method)
-            except (DataError, RecipeError, MachineError, TypeError):
-                continue
-            found[method] = np.array([mixture.weights[source] for source in world.sources])
-    return found
-
-
-def _write(path: Path, runs: tuple[str, ...], names: tuple[str, ...], values: np.ndarray) -> None:
-    with path.open("w", newline="", encoding="utf-8") as handle:
-        out = csv.writer(handle)
-        out.writerow(["run_id", *names])
-        out.writerows([run, *(repr(float(x)) for x in row)] for run, row in zip(runs, values, strict=True))
-
-
-def _best(posterior: LossPosterior, world: World) -> np.ndarray:
-    simplex = world.simplex()
-    return best_mixture(posterior, OBJECTIVE, simplex, starting_points(posterior, OBJECTIVE, simplex, 0))
-
-
 def _uniform(world: World) -> np.ndarray:
     return np.full(len(world.sources), 1 / len(world.sources))
 
@@ -329,18 +279,13 @@ def _add(cells: Cells, name: str, value: float) -> None:
     cells.setdefault(name, []).append(value)
 
 
-def _add3(
-    cells: dict[tuple[str, str, int], list[float]], method: str, regime: str, n: int, value: float
-) -> None:
-    cells.setdefault((method, regime, n), []).append(value)
-
-
-SECTIONS: dict[str, tuple[Callable[[int], str], int]] = {
+SECTIONS: dict[str, tuple[Callable[..., str], int]] = {
     "coverage": (coverage, 99),
-    "equal": (equal, 100),
-    "regret": (regret, 6),
+    "equal": (equal, 2000),
+    "regret": (regret, 12),
     "adaptive": (adaptive, 12),
     "influence": (influence, 6),
+    "evidence": (evidence, 10),
     "speed": (speed, 1),
     "swarms": (swarms, 6),
 }
@@ -352,12 +297,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
     parser.add_argument("--worlds", type=int)
+    parser.add_argument("--results", type=Path, help="regret, evidence: file of worlds done, which continues")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     for name in options.sections or SECTIONS:
         work, usual = SECTIONS[name]
         began = time.process_time()
-        body = work(options.worlds or usual)
+        more = (options.results,) if name in ("regret", "evidence") else ()
+        body = work(options.worlds or usual, *more)
         cost = f"{time.process_time() - began:.0f} CPU-seconds. {machine('numpy', 'scipy')}"
         publish(f"mixing {name}", f"## Mixtures: {name}\n\n{body}\n{cost}", write=options.write)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from curation.atomic import hash_file
 from curation.errors import DataError, RecipeError
-from mixing.evidence import Evidence, unweighed
 from mixing.fit.checks import (
     FROM_RUNS,
     METHODS,
@@ -28,6 +28,8 @@ from mixing.fit.checks import (
 from mixing.fit.doremi_result import propose_doremi, read_doremi
 from mixing.fit.gaussian_process import EPSILON
 from mixing.fit.influence_table import InfluenceTable, read_influence
+from mixing.fit.judging import judge, rivals_of
+from mixing.fit.limits import allowed_mixtures
 from mixing.fit.loss_posterior import LossPosterior, ProcessPosterior
 from mixing.fit.methods import (
     UNIMAX_EPOCHS,
@@ -39,11 +41,11 @@ from mixing.fit.methods import (
     read_candidates,
 )
 from mixing.fit.probe_likelihoods import ProbeLikelihoods, read_probe_likelihoods
-from mixing.fit.search import Simplex
 from mixing.fit.tables import ProxyTable
-from mixing.fit.weighing import weigh
 from mixing.mixture import Mixture, make_mixture
-from mixing.projection import share_bounds
+
+if TYPE_CHECKING:
+    from mixing.posterior.from_files import Benefits, Deletions
 
 __all__ = ["METHODS", "fit", "fit_mixture"]
 
@@ -71,7 +73,8 @@ def fit_mixture(
     epsilon: float = EPSILON,
     shrink: float = 0.5,
     regmix_candidates: int = 100_000,
-    influence: Path | str | InfluenceTable | None = None,
+    influence: Benefits | Sequence[Benefits] | None = None,
+    leave_one_out: Deletions | None = None,
     reference: str | None = None,
     current: Mapping[str, float] | None = None,
     step: float | None = None,
@@ -96,11 +99,15 @@ def fit_mixture(
     shrink          : "leave-one-out": share of uniform in the result
     regmix_candidates : "regmix": mixtures whose loss is predicted
     influence, reference, current, step : "influence": table of scores (`mixing.fit.influence_table`), the
-                      reference model that counts, and for a bounded move the mixture to leave and how far
+                      reference model that counts, and for a bounded move the mixture to leave and how far.
+                      "posterior" takes one table or several as evidence; `current` is then the mixture at which
+                      they were measured, uniform if not given
+    leave_one_out   : "posterior": `leave_one_out.json`, or `mixing.posterior.Effects`, as evidence
     likelihoods     : "mixmin": probe texts under one model per source (`mixing.fit.probe_likelihoods`)
     doremi          : "doremi": the result of a DoReMi run, {"weights": {...}} (`mixing.doremi`)
     candidates      : other mixtures, by name, which "best" in the evidence compares with
-    posterior       : in place of Gaussian processes, what weighs the mixture
+    posterior       : in place of Gaussian processes, what weighs the mixture; the method "posterior" fits its own
+                      and both finds and weighs the mixture by it, or by the one given (`posterior_from`)
 
     The order of rows and of columns does not change the result. Raises RecipeError and DataError in
     sentences.
@@ -110,7 +117,7 @@ def fit_mixture(
     table, files = _runs(ratios, metrics, runs, sources)
     if table is None and method in FROM_RUNS:
         raise needs_runs(method)
-    learned, given = _learned(method, table, influence, reference, likelihoods, doremi)
+    learned, given = _learned(method, table, influence, leave_one_out, reference, likelihoods, doremi)
     names = _names(learned, table, sources, available_tokens)
     check_sources(names, available_tokens, fixed, maximum)
     if table is not None and table.sources != names:
@@ -119,17 +126,31 @@ def fit_mixture(
             where=", ".join(str(path) for path in (*files, *given)),
             remedy="Give tables of the same sources",
         )
-    limits = {
-        "available_tokens": available_tokens,
-        "max_epochs": max_epochs if budget_tokens is not None else None,
-        "minimum": minimum,
-        "maximum": maximum,
-        "fixed": fixed,
-    }
-    simplex = _simplex(names, budget_tokens, limits)
+    simplex = allowed_mixtures(
+        names,
+        available_tokens=available_tokens,
+        budget_tokens=budget_tokens,
+        max_epochs=max_epochs,
+        minimum=minimum,
+        maximum=maximum,
+        fixed=fixed,
+    )
     weigh_by = None if table is None else objective_weights(table.metrics, _known(objective, learned, table))
     if table is not None and weigh_by is not None and posterior is None and _varies(table, weigh_by):
-        posterior = ProcessPosterior.fit(table, epsilon=epsilon)
+        if method == "posterior":
+            from mixing.posterior.from_files import posterior_from  # it builds on this package
+
+            check_losses(table, method)
+            posterior = posterior_from(
+                table,
+                leave_one_out=leave_one_out,
+                influence=influence,
+                measured_at=current,
+                reference=reference,
+                seed=seed,
+            )
+        else:
+            posterior = ProcessPosterior.fit(table, epsilon=epsilon)
     sizes = None
     if available_tokens is not None:
         tokens = np.array([float(available_tokens[name]) for name in names])
@@ -172,8 +193,8 @@ def fit_mixture(
         inputs={path.name: hash_file(path) for path in (*files, *given) if path.is_file()},
         notes=notes,
     )
-    rivals = _rivals(table, weigh_by, sizes, simplex) | read_candidates(candidates, names)
-    return replace(mixture, evidence=_evidence(mixture, table, weigh_by, posterior, rivals, seed))
+    rivals = rivals_of(table, weigh_by, sizes, simplex) | read_candidates(candidates, names)
+    return replace(mixture, evidence=judge(mixture, table, weigh_by, posterior, rivals, seed))
 
 
 def fit(runs: Runs, method: str = "gaussian-process", **options: object) -> Mixture:
@@ -204,12 +225,23 @@ def _runs(
 def _learned(
     method: str,
     table: ProxyTable | None,
-    influence: Path | str | InfluenceTable | None,
+    influence: Benefits | Sequence[Benefits] | None,
+    leave_one_out: Deletions | None,
     reference: str | None,
     likelihoods: Path | str | ProbeLikelihoods | None,
     doremi: Path | str | None,
 ) -> tuple[LearnsFrom, tuple[Path, ...]]:
     """What the method learns from, and the files that it was read from."""
+    several = isinstance(influence, Sequence) and not isinstance(influence, str)
+    evidence = [leave_one_out, *(influence if several else [influence])]  # type: ignore[misc]
+    if method == "posterior":
+        return table, tuple(Path(part) for part in evidence if isinstance(part, Path | str))
+    if leave_one_out is not None or several:
+        raise RecipeError(
+            f"The method {method!r} does not take leave-one-out results or several tables of influence as evidence",
+            where="leave_one_out, influence",
+            remedy="Use the method 'posterior', which learns from all of them at once",
+        )
     needed = {"influence": influence, "mixmin": likelihoods, "doremi": doremi}
     if method not in needed:
         return table, ()
@@ -223,6 +255,12 @@ def _learned(
         )
     if isinstance(given, InfluenceTable | ProbeLikelihoods):
         return given, ()
+    if not isinstance(given, Path | str):
+        raise RecipeError(
+            "The method 'influence' needs the scores of documents, not means by source",
+            where="influence",
+            remedy="Give a table with `document, source, tokens, benefit`, or use the method 'posterior'",
+        )
     path = Path(given)
     if method == "influence":
         return read_influence(path, reference), (path,)
@@ -246,11 +284,6 @@ def _names(
     return tuple(sorted(sources if sources is not None else available_tokens or ()))
 
 
-def _simplex(names: tuple[str, ...], budget_tokens: int | None, limits: dict) -> Simplex:
-    bounds = share_bounds(names, budget_tokens=1 if budget_tokens is None else budget_tokens, **limits)
-    return Simplex(names, *(np.array([b[name] for name in names]) for b in (bounds.low, bounds.high)))
-
-
 def _known(
     objective: Mapping[str, float] | None, learned: LearnsFrom, table: ProxyTable
 ) -> Mapping[str, float] | None:
@@ -262,46 +295,3 @@ def _known(
 
 def _varies(table: ProxyTable, objective: np.ndarray) -> bool:
     return bool(np.any(np.ptp(table.losses[:, objective != 0], axis=0) > 0))
-
-
-def _rivals(
-    table: ProxyTable | None, objective: np.ndarray | None, sizes: np.ndarray | None, simplex: Simplex
-) -> dict[str, np.ndarray]:
-    """Uniform, proportional and the best run, as near as the limits allow."""
-    m = len(simplex.sources)
-    rivals = {"uniform": simplex.project(np.full(m, 1 / m))}
-    if sizes is not None:
-        rivals["proportional"] = simplex.project(sizes)
-    if table is not None and objective is not None:
-        weights, losses, _ = table.by_mixture()
-        rivals["best run"] = simplex.project(weights[int(np.argmin(losses @ objective))])
-    return rivals
-
-
-def _evidence(
-    mixture: Mixture,
-    table: ProxyTable | None,
-    objective: np.ndarray | None,
-    posterior: LossPosterior | None,
-    rivals: dict[str, np.ndarray],
-    seed: int,
-) -> Evidence:
-    if table is None or objective is None:
-        return unweighed("No proxy runs were given, so nothing is known about what training on it would give")
-    if posterior is None:
-        found = unweighed("The metrics are the same in all runs")
-        return replace(found, runs=len(table.run_ids), flops=table.flops, seconds=table.seconds)
-    weights = np.array([mixture.weights[name] for name in table.sources])
-    standard = isinstance(posterior, ProcessPosterior)
-    return weigh(
-        weights,
-        posterior,
-        objective,
-        table.metrics,
-        rivals,
-        runs=len(table.run_ids),
-        basis="Gaussian processes on log shares" if standard else type(posterior).__name__,
-        seed=seed,
-        flops=table.flops,
-        seconds=table.seconds,
-    )

@@ -105,7 +105,7 @@ def propose_from_runs(
     if method == "posterior":
         from mixing.posterior.method import propose_posterior  # it builds on this package
 
-        return propose_posterior(table, objective, simplex, seed)
+        return propose_posterior(table, posterior, objective, simplex, seed)
     processes = posterior if isinstance(posterior, ProcessPosterior) else None
     return propose_process(
         table, processes or ProcessPosterior.fit(table, epsilon=epsilon), objective, simplex, seed=seed

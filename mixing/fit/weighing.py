@@ -27,7 +27,7 @@ def weigh(
     runs: int,
     basis: str,
     seed: int,
-    claim: bool = True,
+    doubt: str = "",
     flops: float | None = None,
     seconds: float | None = None,
 ) -> Evidence:
@@ -35,7 +35,7 @@ def weigh(
 
     objective : weights [c] of the metrics, sum 1
     rivals    : mixtures to compare with; "uniform" and "proportional" enter `beats`, all enter `best`
-    claim     : whether the posterior predicts at all; if not, the verdict is "not separable"
+    doubt     : why nothing may be claimed whatever the probabilities are; the verdict is then "not separable"
 
     Every draw is one possible world; probabilities are shares of worlds, a gain is the difference of the
     objective in one world. Rivals that are the mixture itself are left out. The smallest detectable effect is
@@ -58,7 +58,7 @@ def weigh(
     parts = (winners / winners.sum(axis=1, keepdims=True)).mean(axis=0)  # a tie is shared
     best = {name: float(part) for name, part in zip(("this", *others), parts, strict=True)}
     return Evidence(
-        verdict=verdict(beats.get("uniform"), gains.get("uniform"), detectable, claim=claim),
+        verdict=verdict(beats.get("uniform"), gains.get("uniform"), detectable, doubt),
         basis=basis,
         runs=runs,
         beats=beats,
@@ -72,18 +72,16 @@ def weigh(
     )
 
 
-def verdict(
-    beats: float | None, gain: Estimate | None, detectable: float | None, *, claim: bool = True
-) -> str:
+def verdict(beats: float | None, gain: Estimate | None, detectable: float | None, doubt: str = "") -> str:
     """The sentence at the top: what the evidence allows to be said against uniform."""
     if beats is None or gain is None or detectable is None:
         return "This is the uniform mixture"
-    if claim and beats >= CLAIM:
+    if not doubt and beats >= CLAIM:
         return f"Better than uniform: predicted loss lower by {_shown(gain, beats)}"
-    if claim and beats <= 1 - CLAIM:
+    if not doubt and beats <= 1 - CLAIM:
         higher = Estimate(-gain.value, -gain.high, -gain.low)
         return f"Worse than uniform: predicted loss higher by {_shown(higher, 1 - beats)}"
-    why = "" if claim else "; the runs do not predict one another"
+    why = f"; {doubt}" if doubt else ""
     return f"Not separable from uniform at this budget (smallest detectable effect {detectable:.2g} %{why})"
 
 

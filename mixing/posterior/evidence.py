@@ -87,6 +87,13 @@ class Evidence:
         """Which rows are absolute losses of runs, [n] booleans."""
         return ~self.derivative & (self.offset == MAIN)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kinds of evidence there are, in words."""
+        deletions = bool((~self.derivative & (self.offset != MAIN)).any())
+        found = {"runs": True, "leave-one-out": deletions, "influence": bool(self.derivative.any())}
+        return tuple(kind for kind, there in found.items() if there)
+
 
 def effects_of(study: LeaveOneOut) -> Effects:
     """The differences of a leave-one-out study of ours."""

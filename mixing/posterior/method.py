@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from mixing.fit.loss_posterior import LossPosterior as AnyPosterior
+from mixing.fit.proposal import Proposal
 from mixing.fit.search import Simplex
-from mixing.fit.surrogate import Proposal
 from mixing.fit.tables import ProxyTable
-from mixing.posterior.evidence import Effects, Influence
 from mixing.posterior.fit import fit_posterior
+from mixing.posterior.posterior import LossPosterior
 from mixing.posterior.recommend import Recommendation, recommend
 from mixing.posterior.scale import InfluenceScale, influence_scales
 
 
 def propose_posterior(
-    table: ProxyTable,
-    objective: np.ndarray,
-    simplex: Simplex,
-    seed: int = 0,
-    *,
-    loo: Effects | None = None,
-    influence: Influence | Sequence[Influence] = (),
-    epsilon: float | None = None,
-    proportional: Mapping[str, float] | None = None,
+    table: ProxyTable, posterior: AnyPosterior, objective: np.ndarray, simplex: Simplex, seed: int = 0
 ) -> Proposal:
-    """Fit the posterior to runs (and leave-one-out differences and influence) and recommend a mixture."""
-    posterior = fit_posterior(table, loo, influence, epsilon=epsilon, seed=seed)
-    found = recommend(posterior, objective, simplex, proportional=proportional, seed=seed)
-    return Proposal(found.weights, found.intervals, notes(found, influence_scales(posterior)))
+    """The mixture that this posterior recommends; one that was not made by `fit_posterior` is not asked."""
+    whole = posterior if isinstance(posterior, LossPosterior) else fit_posterior(table, seed=seed)
+    found = recommend(whole, objective, simplex, seed=seed)
+    return Proposal(found.weights, found.intervals, notes(found, influence_scales(whole)))
 
 
 def notes(found: Recommendation, scales: Sequence[InfluenceScale] = ()) -> tuple[str, ...]:
-    """What belongs beside the weights, in sentences."""
-    mean, low, high = found.objective
+    """What belongs beside the weights and is not in `Mixture.evidence`, in sentences."""
+    mean, most = found.regret
     lines = [
-        found.verdict,
-        f"Predicted objective {mean:.4f} (90 % interval {low:.4f} to {high:.4f}); the best mixture there is would "
-        f"gain another {found.regret[0]:.4f} on average, {found.regret[1]:.4f} at most (95 %)",
-        "Probability of beating "
-        + ", ".join(f"{name} {chance:.2f}" for name, chance in found.beats.items())
-        + "; of being the best among "
-        + ", ".join(f"{name} {chance:.2f}" for name, chance in found.best_of.items()),
-        "Predicted losses: "
-        + "; ".join(
-            f"{name} {m:.4f} ({lo:.4f} to {hi:.4f})" for name, (m, lo, hi) in found.capabilities.items()
-        ),
+        f"The best mixture there is would gain another {mean:.4f} of the objective on average, {most:.4f} at most "
+        "(95 %); intervals are of its weights",
+        f"A link between mixtures and losses as strong as the runs' would come up by chance with probability "
+        f"{found.no_effect:.3f}",
     ]
-    for scale in scales:
-        worth = "followed" if scale.worth else "is not known to follow"
-        lines.append(
-            f"Influence on {scale.capability} {worth} the loss's gradient: scale {scale.scale:.2f} "
-            f"(90 % interval {scale.low:.2f} to {scale.high:.2f}; 0 is worthless, with probability "
-            f"{scale.worthless:.2f})"
-        )
-    return tuple(lines)
+    return (*lines, *(scale.sentence() for scale in scales))

@@ -66,6 +66,20 @@ class Recommendation:
         return plain
 
 
+def doubt_of(posterior: LossPosterior, objective: np.ndarray, seed: int = 0) -> str:
+    """Why no win may be claimed whatever the posterior says: the runs' link to the mixtures may be chance.
+
+    Empty when it may; see `NO_EFFECT`.
+    """
+    return _doubt(chance_of_no_effect(posterior, objective, seed=seed))
+
+
+def _doubt(no_effect: float) -> str:
+    if no_effect <= NO_EFFECT:
+        return ""
+    return f"such a link between mixtures and losses comes up by chance with probability {no_effect:.2f}"
+
+
 def best_mixture(
     posterior: LossPosterior, objective: np.ndarray, simplex: Simplex, starts: np.ndarray
 ) -> np.ndarray:
@@ -143,11 +157,7 @@ def _verdict(
             f"Better than uniform by {share * gain.mean():.2g} % of its loss (90 % interval {share * low:.2g} to "
             f"{share * high:.2g} %, probability {beats:.2f})"
         )
-    why = (
-        f"probability of beating uniform {beats:.2f}"
-        if beats < SURE
-        else f"such a link between mixtures and losses comes up by chance with probability {no_effect:.2f}"
-    )
+    why = f"probability of beating uniform {beats:.2f}" if beats < SURE else _doubt(no_effect)
     return (
         f"Not separable from uniform at this budget ({why}; smallest detectable effect {100 * detectable:.2g} % of "
         "its loss)"

@@ -38,6 +38,14 @@ class InfluenceScale:
     error: float
     worth: bool
 
+    def sentence(self) -> str:
+        """Was influence worth anything here?"""
+        known = "followed" if self.worth else "is not known to follow"
+        return (
+            f"Influence on {self.capability} {known} the loss's gradient: scale {self.scale:.2f} "
+            f"(90 % interval {self.low:.2f} to {self.high:.2f}; worthless, 0, with probability {self.worthless:.2f})"
+        )
+
 
 def influence_scales(posterior: LossPosterior) -> tuple[InfluenceScale, ...]:
     """The posterior of every capability's scale; empty without influence.

@@ -57,6 +57,7 @@ def main() -> None:
         machine,
         mixing,
         post_training,
+        proposing,
         running,
         speed,
         training,

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curation.errors import DataError, RecipeError
+from curation.errors import RecipeError
 from recipes.cli import app
+from recipes.cli.limits import (
+    AvailableTokensOption,
+    BudgetTokensOption,
+    FixedOption,
+    MaxEpochsOption,
+    MaximumOption,
+    MetricsOption,
+    MinimumOption,
+    ObjectiveOption,
+    RatiosOption,
+    SourceOption,
+    count,
+    numbers,
+    pairs,
+    tokens,
+)
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
 if TYPE_CHECKING:
     from mixing.evidence import Estimate, Evidence
     from mixing.mixture import Mixture
+    from mixing.posterior import DecisionProblem
 
 
 @app.command()
@@ -23,57 +39,42 @@ def fit(
     method: Annotated[
         str, typer.Option("--method", help="How to find the mixture; a wrong name lists them.")
     ] = "gaussian-process",
-    ratios: Annotated[
-        Path | None, typer.Option("--ratios", help="ratios.csv: the mixture of each proxy run.")
-    ] = None,
-    metrics: Annotated[
-        Path | None, typer.Option("--metrics", help="metrics.csv: the losses of each proxy run.")
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option("--source", help="A column of shares, where one table holds all; repeatable."),
-    ] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option("--objective", metavar="NAME=W", help="Weight of a metric; repeatable. All equal."),
-    ] = None,
-    available_tokens: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--available-tokens", metavar="FILE|NAME=N", help="Tokens of each source: JSON, or one by one."
-        ),
-    ] = None,
-    budget_tokens: Annotated[
-        str | None,
-        typer.Option("--budget-tokens", help="Tokens to be trained on; 2e9 and 2_000 are numbers."),
-    ] = None,
+    ratios: RatiosOption = None,
+    metrics: MetricsOption = None,
+    source: SourceOption = None,
+    objective: ObjectiveOption = None,
+    available_tokens: AvailableTokensOption = None,
+    budget_tokens: BudgetTokensOption = None,
     batch_tokens: Annotated[
         str | None, typer.Option("--batch-tokens", help="Tokens of one update; the budget holds one or more.")
     ] = None,
-    max_epochs: Annotated[
-        float | None, typer.Option("--max-epochs", help="How often a source may be read.")
-    ] = None,
-    minimum: Annotated[
-        list[str] | None, typer.Option("--minimum", metavar="NAME=SHARE", help="Least share; repeatable.")
-    ] = None,
-    maximum: Annotated[
-        list[str] | None, typer.Option("--maximum", metavar="NAME=SHARE", help="Greatest share; repeatable.")
-    ] = None,
-    fixed: Annotated[
-        list[str] | None, typer.Option("--fixed", metavar="NAME=SHARE", help="Fixed share; repeatable.")
-    ] = None,
+    max_epochs: MaxEpochsOption = None,
+    minimum: MinimumOption = None,
+    maximum: MaximumOption = None,
+    fixed: FixedOption = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option("--candidate", metavar="NAME=FILE", help="A mixture to compare with; repeatable."),
     ] = None,
     influence: Annotated[
-        Path | None, typer.Option("--influence", help="influence: table of benefits, .parquet or .csv.")
+        Path | None,
+        typer.Option("--influence", help="influence, posterior: table of benefits, .parquet or .csv."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="influence: the reference model that counts.")
+        str | None, typer.Option("--reference", help="influence, posterior: the reference model that counts.")
+    ] = None,
+    leave_one_out: Annotated[
+        Path | None, typer.Option("--leave-one-out", help="posterior: leave_one_out.json, as evidence.")
+    ] = None,
+    pareto: Annotated[
+        Path | None,
+        typer.Option("--pareto", help="posterior: the front between metrics, with prices; .json to write."),
     ] = None,
     current: Annotated[
-        Path | None, typer.Option("--current", help="influence: the mixture.json to step away from.")
+        Path | None,
+        typer.Option(
+            "--current", help="influence: the mixture.json to leave; posterior: where influence was measured."
+        ),
     ] = None,
     step: Annotated[
         float | None, typer.Option("--step", help="influence: bounded step, .7 = at most a factor 2.")
@@ -96,23 +97,39 @@ def fit(
     from mixing.fit import fit_mixture
     from mixing.mixture import mixture_json, read_mixture, write_mixture
 
+    if pareto is not None and method != "posterior":
+        raise RecipeError(
+            f"The front between metrics comes from a posterior, and the method is {method!r}",
+            where="--pareto",
+            remedy="Add --method posterior",
+        )
+    shared: dict[str, Any] = {
+        "sources": source,
+        "objective": numbers(objective, "--objective"),
+        "available_tokens": tokens(available_tokens),
+        "budget_tokens": count(budget_tokens, "--budget-tokens"),
+        "max_epochs": max_epochs,
+        "minimum": numbers(minimum, "--minimum"),
+        "maximum": numbers(maximum, "--maximum"),
+        "fixed": numbers(fixed, "--fixed"),
+        "leave_one_out": leave_one_out,
+        "influence": influence,
+        "reference": reference,
+        "seed": seed,
+    }
+    at = None if current is None else read_mixture(current).weights
+    problem = None
+    if pareto is not None:
+        problem = _decision(ratios, metrics, shared | {"measured_at": at})
     mixture = fit_mixture(
         ratios,
         metrics,
         method,
-        sources=source,
-        objective=_numbers(objective, "--objective"),
-        available_tokens=_tokens(available_tokens),
-        budget_tokens=_count(budget_tokens, "--budget-tokens"),
-        batch_tokens=_count(batch_tokens, "--batch-tokens"),
-        max_epochs=max_epochs,
-        minimum=_numbers(minimum, "--minimum"),
-        maximum=_numbers(maximum, "--maximum"),
-        fixed=_numbers(fixed, "--fixed"),
-        candidates=_pairs(candidate, "--candidate"),
-        influence=influence,
-        reference=reference,
-        current=None if current is None else read_mixture(current).weights,
+        **shared,
+        posterior=None if problem is None else problem.posterior,
+        batch_tokens=count(batch_tokens, "--batch-tokens"),
+        candidates=pairs(candidate, "--candidate"),
+        current=at,
         step=step,
         likelihoods=likelihoods,
         doremi=doremi,
@@ -120,13 +137,38 @@ def fit(
         prior_strength=prior_strength,
         shrink=shrink,
         epsilon=epsilon,
-        seed=seed,
     )
     write_mixture(out, mixture)
     if as_json:
         print_json(mixture_json(mixture))
-        return
-    _show(mixture, out)
+    else:
+        _show(mixture, out)
+    if problem is not None and pareto is not None:
+        _front(problem, pareto, seed)
+
+
+def _decision(ratios: Path | None, metrics: Path | None, options: dict[str, Any]) -> DecisionProblem:
+    from mixing.posterior import decision_problem
+
+    if ratios is None or (metrics is None and not options["sources"]):
+        raise RecipeError(
+            "The front between metrics needs proxy runs",
+            where="--pareto",
+            remedy="Give --ratios and --metrics",
+        )
+    return decision_problem(ratios if metrics is None else (ratios, metrics), **options)
+
+
+def _front(problem: DecisionProblem, path: Path, seed: int) -> None:
+    """Write the front, and say what each metric costs in the others."""
+    from curation.atomic import write_json
+    from mixing.posterior import pareto_front
+
+    front = pareto_front(problem.posterior, problem.simplex, objective=problem.objective, seed=seed)
+    write_json(path, front.record())
+    for price in front.prices:
+        say(f"  {price.sentence('unit')}.")
+    say(f"  Front of {len(front.points)} mixtures written: {path}")
 
 
 def _show(mixture: Mixture, out: Path) -> None:
@@ -183,79 +225,3 @@ def _show_evidence(evidence: Evidence) -> None:
         say(f"  From {evidence.runs} runs{flops}{seconds}{basis}.")
     for reason in evidence.reasons:
         say(f"  {reason}.")
-
-
-def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
-    if texts is None:
-        return None
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.rpartition("=")
-        if not equals or not name or not value:
-            raise RecipeError(
-                f"`{option} {text}` is not of the form NAME=VALUE",
-                where=option,
-                remedy=f"For example {option} wiki=0.2",
-            )
-        if name in found:
-            raise RecipeError(f"{option} names {name!r} twice", where=option, remedy="Name it once")
-        found[name] = value
-    return found
-
-
-def _numbers(texts: list[str] | None, option: str) -> dict[str, float] | None:
-    pairs = _pairs(texts, option)
-    return None if pairs is None else {name: _number(value, option) for name, value in pairs.items()}
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise RecipeError(
-            f"`{option}` was given {text!r}, which is not a number", where=option, remedy="Give a number"
-        ) from error
-
-
-def _count(text: str | None, option: str) -> int | None:
-    if text is None:
-        return None
-    value = _number(text, option)
-    if not (1 <= value < 1e18):
-        raise RecipeError(
-            f"`{option}` was given {text}, which is not a number of tokens",
-            where=option,
-            remedy="Give 1 or more",
-        )
-    return int(value)
-
-
-def _tokens(texts: list[str] | None) -> dict[str, float] | None:
-    """One JSON file of {source: tokens}, or NAME=N, or both, of which the second wins."""
-    if texts is None:
-        return None
-    found: dict[str, float] = {}
-    for text in texts:
-        if Path(text).suffix == ".json" and "=" not in Path(text).name:
-            found |= _token_file(Path(text))
-    pairs = [text for text in texts if "=" in Path(text).name]
-    odd = [text for text in texts if text not in pairs and Path(text).suffix != ".json"]
-    if odd:
-        raise RecipeError(
-            f"`--available-tokens {odd[0]}` is neither NAME=N nor a .json file",
-            where="--available-tokens",
-            remedy="For example --available-tokens wiki=2e9",
-        )
-    return found | (_numbers(pairs, "--available-tokens") or {})
-
-
-def _token_file(path: Path) -> dict[str, float]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(tokens) for name, tokens in value.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"The file holds no tokens by source: {error}",
-            where=str(path),
-            remedy='It needs {"<source>": <tokens>, ...}',
-        ) from error

@@ -132,3 +132,10 @@ def test_evidence_survives_the_file(tmp_path) -> None:
     (tmp_path / "bad.json").write_text('{"weights": {"a": 1}, "evidence": {"beats": 3}}')
     with pytest.raises(DataError, match="evidence of the mixture"):
         read_mixture(tmp_path / "bad.json")
+
+
+def test_what_may_not_be_claimed_is_not_whatever_the_probability() -> None:
+    gain = Estimate(2.0, 1.0, 3.0)
+    assert verdict(0.99, gain, 0.5).startswith("Better than uniform")
+    doubted = verdict(0.99, gain, 0.5, "chance explains the runs as well")
+    assert doubted.startswith("Not separable from uniform") and "chance explains the runs as well" in doubted
