@@ -47,11 +47,8 @@ WORDY = 0.6
 LIMIT, SHORT, ANSWER = 96, 28, 4
 THOUGHT = SHORT - ANSWER - 1  # the closing token counts
 CUT_TRACE = 24
-SHORTER, MARGIN = (
-    0.2,
-    0.05,
-)  # of statement (b): 20 % shorter, and the interval says that less than 5 points are lost
-
+# Statement (b): 20 % shorter, with an interval by which less than 5 points of accuracy are lost.
+SHORTER, MARGIN = 0.2, 0.05
 OPEN = "Short enough, but whether at equal accuracy stays open."
 
 ROLLOUT = RolloutSettings(max_tokens=LIMIT, batch_rollouts=256)
