@@ -13,7 +13,7 @@ from curation.errors import RecipeError
 from recipes.curation_settings import CurationSettings
 from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
-from recipes.pipeline import Run, Stage, is_done, locked, run_stage
+from recipes.pipeline import Run, is_done, locked, run_stage
 from recipes.schema import Recipe
 from recipes.training_settings import CompressionSettings, FinalPhase
 
@@ -57,11 +57,13 @@ def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = p
     return ran
 
 
-def remaining(run: Run, stages: dict[str, Stage]) -> set[str]:
-    """Names of the stages that a run would still have to do."""
+def remaining(run: Run) -> set[str]:
+    """Names of the stages of the recipe that a run would still have to do."""
+    from recipes.stages import STAGES, stages_for
+
     missing: set[str] = set()
-    for stage in stages.values():
-        if missing.intersection(stage.needs) or not is_done(run, stage, stages):
+    for stage in stages_for(run.recipe):
+        if missing.intersection(stage.needs) or not is_done(run, stage, STAGES):
             missing.add(stage.name)
     return missing
 

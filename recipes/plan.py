@@ -7,7 +7,7 @@ from typing import Any
 from recipes.execute import remaining
 from recipes.pipeline import Run
 from recipes.schema import Recipe
-from recipes.stages import STAGES, stages_for
+from recipes.stages import stages_for
 from recipes.stages.training_setup import model_config, one_thread, train_settings
 
 
@@ -18,7 +18,7 @@ def make_plan(run: Run) -> dict[str, Any]:
     Stages that train side by side are divided by the number of workers. The estimate leaves out loading libraries.
     """
     rate = measure_flops(run.recipe)
-    missing = remaining(run, STAGES)
+    missing = remaining(run)
     rows = []
     for stage in stages_for(run.recipe):
         spent = stage.estimate(run.recipe)

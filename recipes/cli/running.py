@@ -83,9 +83,10 @@ def report(run: RunArgument) -> None:
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Compare every result of a run with the hash that was recorded when it was made."""
     from recipes.pipeline import verify as find_problems
-    from recipes.stages import STAGES
+    from recipes.stages import stages_for
 
-    problems = find_problems(from_folder(run), STAGES)
+    opened = from_folder(run)
+    problems = find_problems(opened, {stage.name: stage for stage in stages_for(opened.recipe)})
     if as_json:
         print_json({"problems": problems})
     for problem in problems if not as_json else ():
