@@ -11,6 +11,7 @@ import numpy as np
 from mixing.fit import read_proxy_table
 from mixing.fit.search import Simplex
 from mixing.posterior.evidence import Effects, Influence
+from mixing.posterior.fit import fit_posterior
 from mixing.posterior.method import propose_posterior
 
 
@@ -34,12 +35,12 @@ def posterior_weights(
         delta[place] = row["delta"]
     benefit = np.array([[benefits[c][s] for c in capabilities] for s in sources])
     simplex = Simplex(sources, np.zeros(len(sources)), np.ones(len(sources)))
-    proposal = propose_posterior(
+    posterior = fit_posterior(
         table,
-        np.full(len(capabilities), 1 / len(capabilities)),
-        simplex,
-        loo=Effects(uniform, sources, capabilities, delta),
-        influence=Influence(sources, capabilities, uniform, benefit),
+        Effects(uniform, sources, capabilities, delta),
+        Influence(sources, capabilities, uniform, benefit),
     )
+    objective = np.full(len(capabilities), 1 / len(capabilities))
+    proposal = propose_posterior(table, posterior, objective, simplex)
     print("\n".join(proposal.notes))
     return dict(zip(sources, proposal.weights.tolist(), strict=True))

@@ -79,7 +79,7 @@ def test_as_a_method_it_does_not_depend_on_the_order_of_rows_and_columns(tmp_pat
     assert first.intervals is not None
     for source, weight in first.weights.items():
         assert first.intervals[source][0] <= weight <= first.intervals[source][1]
-    assert any("uniform" in note for note in first.notes)
+    assert first.evidence is not None and "uniform" in first.evidence.verdict
 
 
 def test_a_recommendation_says_how_sure_it_is_and_against_what() -> None:
