@@ -43,4 +43,8 @@ def _stop_without(starter: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is on the disk. The threads of the process group may be alive, and a normal end then aborts now and then.
+    os._exit(code)
