@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from curation.atomic import write_text
 from mixing.report import comparison_inside, comparison_scores
-from mixing.report.elements import PALETTE_SIZE, Section, visible
+from mixing.report.elements import PALETTE_SIZE, Section
 from mixing.report.numbers import count, listed, words
-from mixing.report.page import HERE, POLICY, squeeze
+from mixing.report.page import HERE, POLICY, squeeze, templates
 from mixing.report.verdict import Answer, Point, Summary, Verdict
 from probes.side_by_side import Contender, SideBySide, compare_many
 
@@ -34,28 +33,21 @@ def write_comparison(
 
 def render(found: SideBySide) -> str:
     """The page as a string."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: (
-            visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
-    )
     sections = page_sections(found)
-    page = environment.get_template("comparison.html").render(
-        run=found.baseline,
-        heading=listed([contender.name for contender in found.contenders], most=3),
-        evaluations=len(found.contenders),
-        summary=summarise(found),
-        sections=sections,
-        contents=[(group, list(members)) for group, members in groupby(sections, key=lambda s: s.group)],
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        policy=POLICY,
-        palette_size=PALETTE_SIZE,
+    page = (
+        templates()
+        .get_template("comparison.html")
+        .render(
+            run=found.baseline,
+            heading=listed([contender.name for contender in found.contenders], most=3),
+            evaluations=len(found.contenders),
+            summary=summarise(found),
+            sections=sections,
+            contents=[(group, list(members)) for group, members in groupby(sections, key=lambda s: s.group)],
+            css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            policy=POLICY,
+            palette_size=PALETTE_SIZE,
+        )
     )
     return squeeze(page)
 

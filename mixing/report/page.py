@@ -65,9 +65,9 @@ def render(facts: RunFacts, run: Path) -> str:
     return fill(facts.name, summarise(facts), page_sections(facts, run, palette))
 
 
-def fill(name: str, summary: Summary, sections: list[Section]) -> str:
-    """The page of anything: its name, the summary at the top, and its sections."""
-    environment = Environment(
+def templates() -> Environment:
+    """Where every page's template comes from: all that is put in is escaped, and what cannot be seen is shown."""
+    return Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -79,14 +79,22 @@ def fill(name: str, summary: Summary, sections: list[Section]) -> str:
             visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
         ),
     )
-    page = environment.get_template("page.html").render(
-        run=name,
-        summary=summary,
-        sections=sections,
-        contents=[(group, list(members)) for group, members in groupby(sections, key=lambda s: s.group)],
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        policy=POLICY,
-        palette_size=PALETTE_SIZE,
+
+
+def fill(name: str, summary: Summary, sections: list[Section]) -> str:
+    """The page of anything: its name, the summary at the top, and its sections."""
+    page = (
+        templates()
+        .get_template("page.html")
+        .render(
+            run=name,
+            summary=summary,
+            sections=sections,
+            contents=[(group, list(members)) for group, members in groupby(sections, key=lambda s: s.group)],
+            css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            policy=POLICY,
+            palette_size=PALETTE_SIZE,
+        )
     )
     return squeeze(page)
 

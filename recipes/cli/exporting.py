@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curation.errors import RecipeError
 from recipes.cli import app
+from recipes.cli.limits import AvailableTokensOption, BudgetTokensOption, count, numbers, pairs, tokens
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -30,13 +30,8 @@ def export(
     run: Annotated[
         Path | None, typer.Option("--run", help="A run folder: sizes of the sources and of their documents.")
     ] = None,
-    budget_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to train on; otherwise the mixture's own.")
-    ] = None,
-    available_tokens: Annotated[
-        list[str] | None,
-        typer.Option("--available-tokens", metavar="NAME=N", help="Tokens of a source; repeatable."),
-    ] = None,
+    budget_tokens: BudgetTokensOption = None,
+    available_tokens: AvailableTokensOption = None,
     tokens_per_document: Annotated[
         list[str] | None,
         typer.Option("--tokens-per-document", metavar="NAME=N", help="Mean of a source; repeatable."),
@@ -54,13 +49,14 @@ def export(
     sizes, lengths, documents = _sizes(run, weights) if run is not None else ({}, {}, {})
     paths = documents if to == "datasets" else {}
     plan = ExportPlan(
-        paths={**paths, **_pairs(data, "--data")},
-        budget_tokens=budget_tokens,
+        paths={**paths, **(pairs(data, "--data") or {})},
+        budget_tokens=count(budget_tokens, "--budget-tokens"),
         sequence_length=sequence_length,
         batch_tokens=batch_tokens,
         seed=seed,
-        available_tokens={**sizes, **_numbers(available_tokens, "--available-tokens")} or None,
-        tokens_per_document={**lengths, **_numbers(tokens_per_document, "--tokens-per-document")} or None,
+        available_tokens={**sizes, **(tokens(available_tokens) or {})} or None,
+        tokens_per_document={**lengths, **(numbers(tokens_per_document, "--tokens-per-document") or {})}
+        or None,
     )
     exported = export_mixture(weights, to, plan)
     files = [str(path) for path in write_export(exported, out)]
@@ -115,27 +111,3 @@ def _sizes(run: Path, mixture: Mixture) -> tuple[dict[str, float], dict[str, flo
             lengths[name] = source.total_tokens / len(source.ids)
         documents[name] = str((run / "documents" / name).resolve() / "*.parquet")
     return sizes, lengths, documents
-
-
-def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
-    for value in values or ():
-        name, equals, rest = value.partition("=")
-        if not equals or not name or not rest:
-            raise RecipeError(
-                f"`{option} {value}` is not of the form NAME=VALUE", remedy=f"Give {option} NAME=VALUE"
-            )
-        pairs[name] = rest
-    return pairs
-
-
-def _numbers(values: list[str] | None, option: str) -> dict[str, float]:
-    numbers = {}
-    for name, value in _pairs(values, option).items():
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            raise RecipeError(
-                f"`{option} {name}={value}` is not a number", remedy="Give a number of tokens, such as 1e9"
-            ) from None
-    return numbers

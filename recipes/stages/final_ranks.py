@@ -21,7 +21,9 @@ from training.result import TrainResult, read_result
 from training.stop_requests import TrainingStopped, stop_requests
 
 _ERRORS = {kind.__name__: kind for kind in (RecipeError, DataError, MachineError, TrainingStopped)}
-POLL_SECONDS = 0.5
+# A file of this name beside the ranks' notes asks them to save and end.
+STOP = "stop"
+POLL_SECONDS = 0.25
 
 
 def train_on_ranks(run: Run) -> TrainResult:
@@ -38,21 +40,29 @@ def train_on_ranks(run: Run) -> TrainResult:
         with subprocess.Popen(
             command, env={"OMP_NUM_THREADS": "1"} | dict(os.environ), start_new_session=True
         ) as ranks:
-            told = False
             while ranks.poll() is None:
-                if stop and not told:
-                    ranks.terminate()
-                    told = True
+                if stop:
+                    # Asked through a file: torchrun, told to end, kills ranks that save for longer than 30 seconds.
+                    (Path(notes) / STOP).touch()
                 time.sleep(POLL_SECONDS)
-        for note in sorted(Path(notes).glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
+        for note in sorted(Path(notes).glob("rank-*.json"), key=lambda file: file.stat().st_mtime_ns):
             _raise(read_json(note))
-    if ranks.returncode:
+    out = run.path("training", "pretrain")
+    finished = (out / "result.json").is_file()
+    if stop and not finished:
+        # Before the first update a rank ends by the signal itself, and leaves no note.
+        raise TrainingStopped(
+            "The training was asked to stop before it had begun",
+            where=str(out),
+            remedy="Start it again in the same way to continue",
+        )
+    if ranks.returncode and not finished:
         raise MachineError(
             f"The processes of the final training have ended with code {ranks.returncode}",
-            where=str(run.path("training", "pretrain")),
+            where=str(out),
             remedy="Their own messages are above; start the run again to continue from the last checkpoint",
         )
-    return read_result(run.path("training", "pretrain"))
+    return read_result(out)
 
 
 def _raise(noted: dict[str, str]) -> NoReturn:

@@ -13,11 +13,12 @@ from curation.atomic import write_json
 from curation.errors import MixwrightError
 from recipes.execute import open_run
 from recipes.stages.final import train_final
+from recipes.stages.final_ranks import POLL_SECONDS, STOP
 
 
 def main(folder: str, notes: str, starter: str) -> int:
     """One rank. Its error is left in `notes` for the starter: torchrun would print a page and drop the sentence."""
-    threading.Thread(target=_stop_without, args=(int(starter),), daemon=True).start()
+    threading.Thread(target=_watch, args=(int(starter), Path(notes) / STOP), daemon=True).start()
     try:
         train_final(open_run(Path(folder) / "recipe.yaml", Path(folder)))
     except MixwrightError as error:
@@ -31,15 +32,15 @@ def main(folder: str, notes: str, starter: str) -> int:
     return 0
 
 
-def _stop_without(starter: int) -> None:
-    """Ask this process to stop when the process `starter` is gone."""
-    while True:
+def _watch(starter: int, asked: Path) -> None:
+    """Have this process stop between two updates when the starter asks for it, or is gone."""
+    while not asked.exists():
         try:
             os.kill(starter, 0)
         except OSError:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(1.0)
+            break
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from curation.atomic import read_json
 from curation.documents import Document
-from curation.errors import DataError, RecipeError
+from curation.errors import DataError, MachineError, RecipeError
 from mixing.mixture import Mixture, write_mixture
 from probes.capability import write_probes
 from recipes.execute import open_run
@@ -38,7 +38,7 @@ def make_run(folder: Path, *overrides: str) -> Run:
     recipe = miniature_recipe(folder)
     run = open_run(recipe, folder / "run", [f"final.phases={PHASES}", *overrides])
     draw = random.Random(0)
-    texts = [" ".join(draw.choices(["one", "two", "three", "four", "five"], k=60)) for _ in range(60)]
+    texts = [" ".join(draw.choices(["one", "two", "three", "four", "five"], k=60)) for _ in range(480)]
     tokenizer = train_tokenizer(texts, 512, folder / "trained")
     save_tokenizer(tokenizer, run.path("tokenizer", "model"))
     names = [source.name for source in run.recipe.sources]
@@ -76,9 +76,13 @@ def start(run: Run) -> subprocess.Popen[str]:
 
 
 def test_two_ranks_make_the_model_of_one_process_also_after_a_stop(tmp_path: Path) -> None:
-    alone = make_run(tmp_path / "alone", "final.tokens=20480")
+    # A rank hears of the stop within half a second, in which it makes 50 of these steps.
+    steps = 320
+    alone = make_run(tmp_path / "alone", f"final.tokens={512 * steps}")
     spent = _pretrain(alone)
-    two = make_run(tmp_path / "two", "final.tokens=20480", "final.processes=2", "final.resume_every=1000")
+    two = make_run(
+        tmp_path / "two", f"final.tokens={512 * steps}", "final.processes=2", "final.resume_every=1000"
+    )
     log = two.path("training", "pretrain", "metrics.jsonl")
     process = start(two)
     for _ in range(1200):
@@ -89,10 +93,10 @@ def test_two_ranks_make_the_model_of_one_process_also_after_a_stop(tmp_path: Pat
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75 and "asked to stop and has saved step" in said, said
     stopped = len(read_rows(log))
-    assert 0 < stopped < 40
+    assert 0 < stopped < steps
     assert _pretrain(two) == spent
     ours, wanted = (read_rows(run.path("training", "pretrain", "metrics.jsonl")) for run in (two, alone))
-    assert len(ours) == 40 and [row["loss"] for row in ours] == pytest.approx(
+    assert len(ours) == steps and [row["loss"] for row in ours] == pytest.approx(
         [row["loss"] for row in wanted], rel=1e-2
     )
     assert (two.path("training", "pretrain", "model", "model.safetensors")).is_file()
@@ -101,6 +105,19 @@ def test_two_ranks_make_the_model_of_one_process_also_after_a_stop(tmp_path: Pat
         for run in (two, alone)
     ]
     assert evaluated[0] == evaluated[1]
+
+
+def test_a_finished_training_counts_however_its_processes_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "one", "final.tokens=2048")
+    spent = _pretrain(run)
+    few = open_run(run.folder / "recipe.yaml", run.folder, ["final.processes=2"])
+    monkeypatch.setattr(final_ranks.sys, "executable", "/bin/false")
+    assert _pretrain(few) == spent
+    run.path("training", "pretrain", "result.json").unlink()
+    with pytest.raises(MachineError, match="ended with code 1"):
+        _pretrain(few)
 
 
 def test_an_error_of_a_rank_is_noted_and_raised_as_itself(
