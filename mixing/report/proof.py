@@ -92,12 +92,11 @@ def _differences(found: Comparison, capability: str, limit: float) -> Table:
         (
             Column("Mixture", numeric=False),
             Column("← better · worse →", numeric=False, wide=True),
+            Column("Verdict", numeric=False),
             Column("Difference"),
             Column("Relative"),
-            Column("Interval"),
-            Column("p (Holm)"),
             Column("Detectable"),
-            Column("Verdict", numeric=False),
+            Column("p (Holm)"),
         ),
         tuple(_row(found, d, decimals, limit) for d in rows),
     )
@@ -140,16 +139,19 @@ def _row(found: Comparison, d: Difference, decimals: int, limit: float) -> tuple
     return (
         Cell(d.mixture),
         Cell(strip=difference_strip(d, limit)),
-        Cell(signed(d.difference, decimals), tone="sure" if d.verdict in TONES else ""),
-        Cell(signed_percent(relative, 2)),
-        Cell(span(d.low, d.high, decimals, sign=True), tone="quiet"),
-        Cell(plain(d.p_corrected, 3), _other_tests(d)),
-        Cell(percent(detectable, 2), tone="quiet"),
         Cell(
             d.verdict if d.verdict in TONES else "not separable",
             f"equal within {percent(d.margin / base, 1)}" if d.equivalent and d.margin and base else "",
             tone,
         ),
+        Cell(
+            signed(d.difference, decimals),
+            span(d.low, d.high, decimals, sign=True),
+            "sure" if d.verdict in TONES else "",
+        ),
+        Cell(signed_percent(relative, 2)),
+        Cell(percent(detectable, 2), tone="quiet"),
+        Cell(plain(d.p_corrected, 3), _other_tests(d)),
     )
 
 
