@@ -11,11 +11,13 @@ from rich.console import Console
 
 from curation.errors import MachineError, MixwrightError
 from curation.progress import set_progress_mode
+from recipes.cli.command_list import CommandList
 
 GLOBAL_FLAGS = {"--quiet": "quiet", "-q": "quiet", "--plain": "plain"}
 
 app = typer.Typer(
     name="mixwright",
+    cls=CommandList,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

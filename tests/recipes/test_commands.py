@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from recipes.cli.command_list import SECTIONS
 from recipes.load import load_recipe
 from tests.recipes.test_end_to_end import mixwright
 
@@ -18,6 +19,15 @@ TEXTS = [
 def write_lines(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def test_help_lists_every_command_in_a_section_and_cuts_no_sentence() -> None:
+    said = mixwright("--help").stdout
+    assert "Other:" not in said and "..." not in said.split("COMMAND [ARGS]...")[1]
+    assert all(len(line) <= 80 for line in said.splitlines())
+    for title, names in SECTIONS.items():
+        section = said.split(f"{title}:")[1]
+        assert all(f"\n  {name} " in section for name in names), title
 
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path) -> None:
