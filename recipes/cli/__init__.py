@@ -49,6 +49,7 @@ def main() -> None:
         comparing,
         compressing,
         curating,
+        deploying,
         evaluating,
         exporting,
         fitting,
