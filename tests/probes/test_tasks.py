@@ -63,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "metadata": "{}",
     },
 }  # fmt: skip
-"""A row of each dataset with the hub's fields and no other; of aime25 and amc23 those that are read. See the task files."""
+"""A row of each dataset with the hub's fields and no other; of aime25 and amc23 what is read; see the task files."""
 
 
 @pytest.mark.parametrize("name", task_names())
