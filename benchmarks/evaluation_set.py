@@ -139,6 +139,7 @@ def measure(shape: Shape, folder: Path) -> dict[str, Any]:
         "scored": sum(pair.tokens for pair in loaded.pairs(shape.pairs)) if shape.pairs else None,
         "seconds": {name: time.cpu[0] for name, time in times.items()},
         "nats": nats,
+        "machine": machine("torch", "transformers", "lm_eval"),
     }
 
 
@@ -157,19 +158,13 @@ def report(done: dict[str, Any], dim: int) -> str:
     """The section: a row a task, their sum, the texts, and both."""
     tasks = [unit for name, unit in done.items() if name != "settings" and not name.startswith("texts")]
     texts = [unit for name, unit in done.items() if name.startswith("texts, part")]
-    paper = done[f"texts, {PAPER_WORDS:,} entries"]
-    rows = [_row(name, [unit]) for name, unit in done.items() if unit in tasks]
+    paper = done.get(f"texts, {PAPER_WORDS:,} entries")
+    rows = [_row(kind.name, [done[kind.name]]) for kind in KINDS if kind.name in done]
     both = [_row(name, units) for name, units in (
         ("**all tasks**", tasks), ("**texts**", texts), ("**both**", tasks + texts),
     )]  # fmt: skip
     headings = ("", "tokens", "tokens/s", "times as fast as lm-eval as it comes", "as lm-eval batched",
                 "time over a bare forward pass", "largest difference of nats")  # fmt: skip
-    (plain, batched, bare), spent = _ratios([paper]), paper["seconds"]
-    faster = {name: spent[name] / spent[NARROW] for name in (OURS, PLAIN, PLAIN_NARROW)}
-    off = {
-        name: abs(paper["nats"][name] - paper["nats"][OURS]) / paper["tokens"]
-        for name in (NARROW, PLAIN_NARROW)
-    }
     return (
         "## A million tokens of evaluation beside lm-evaluation-harness\n\n"
         f"A decoder of 4 layers x {dim} with random weights and {WORDS:,} entries, one thread, CPU time with "
@@ -180,13 +175,30 @@ def report(done: dict[str, Any], dim: int) -> str:
         f"{DOCUMENT_CONTEXT}. Tokens count each pair as if fed alone. The goal is 3 times the harness' speed and 1.15 "
         "of a bare forward pass.\n\n"
         + table(headings, [*rows, *both])
-        + f"\nWith the paper's {PAPER_WORDS:,} entries ({paper['tokens']:,} tokens of texts): probes are {plain:.2f} "
+        + (
+            ""
+            if len(texts) == TEXT_UNITS
+            else f"\n{len(texts)} of {TEXT_UNITS} parts of the texts were measured.\n"
+        )
+        + (f"\n{_with_the_paper_s_words(paper)}\n" if paper else "")
+        + f"\n{done['settings']['machine']}\n"
+    )
+
+
+def _with_the_paper_s_words(unit: dict[str, Any]) -> str:
+    (plain, batched, bare), spent = _ratios([unit]), unit["seconds"]
+    faster = {name: spent[name] / spent[NARROW] for name in (OURS, PLAIN, PLAIN_NARROW)}
+    off = {
+        name: abs(unit["nats"][name] - unit["nats"][OURS]) / unit["tokens"] for name in (NARROW, PLAIN_NARROW)
+    }
+    return (
+        f"With the paper's {PAPER_WORDS:,} entries ({unit['tokens']:,} tokens of texts): probes are {plain:.2f} "
         f"times as fast as lm-eval as it comes, {batched:.2f} times as batched, at {bare:.2f} of a bare pass. Products "
         f"in bfloat16 (sums, norms and softmax in float32) make them {faster[OURS]:.2f} times as fast again: "
         f"{faster[PLAIN]:.2f} times lm-eval as it comes (float32), {faster[PLAIN_NARROW]:.2f} times lm-eval all in "
         "bfloat16. The mean of nats "
-        f"per token then differs from float32 by {off[NARROW]:.1e}, lm-eval's by {off[PLAIN_NARROW]:.1e}.\n\n"
-        f"{done['settings']['machine']}\n"
+        f"per token then differs from float32 by {off[NARROW]:.1e}, lm-eval's by {off[PLAIN_NARROW]:.1e}. "
+        f"({unit['machine'].partition(', Python')[0]})"
     )
 
 
@@ -239,7 +251,7 @@ def main() -> None:
                 return
             model = model_folder(folder, shape.vocabulary, arguments.dim, tokenizer)
             done[shape.name] = measure(shape, model)
-            done["settings"]["machine"] = machine("torch", "transformers", "lm_eval")
+            done["settings"]["machine"] = done[shape.name]["machine"]
             write_json(arguments.out, done)
             print(
                 shape.name, {name: round(s, 2) for name, s in done[shape.name]["seconds"].items()}, flush=True

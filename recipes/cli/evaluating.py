@@ -131,7 +131,8 @@ def eval_(
         series = any(model.step is not None for model in found)
         compared = str(out) if series else " ".join(str(place) for place in places.values())
         say(
-            f"  The table of all models: {out / 'trajectory.csv'}; a page: mixwright eval-compare {compared} --html FILE"
+            f"  The table of all models: {out / 'trajectory.csv'}; "
+            f"a page: mixwright eval-compare {compared} --html FILE"
         )
 
 
