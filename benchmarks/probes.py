@@ -57,13 +57,17 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Work of one kind: documents, or (context, continuation) pairs; `rows` is the opponent's larger batch."""
+    """Work of one kind: documents, or (context, continuation) pairs; `rows` is the opponent's larger batch.
+
+    context : tokens that a pair may have
+    """
 
     name: str
     vocabulary: int
     documents: tuple[Document, ...] = ()
     pairs: tuple[Pair, ...] = ()
     rows: int = 8
+    context: int = CONTEXT
 
 
 def shapes(texts: list[str], tokenizer: Any, tokens: int, seed: int = 0) -> list[Shape]:
@@ -177,7 +181,7 @@ def harness(
     requests = [Instance(kind, {}, one, at) for at, one in enumerate(given)]  # type: ignore[arg-type]
     lm = HFLM(
         pretrained=str(folder), batch_size=rows, device="cpu", dtype=dtype, add_bos_token=bool(shape.pairs),
-        max_length=CONTEXT if shape.pairs else DOCUMENT_CONTEXT,
+        max_length=shape.context if shape.pairs else DOCUMENT_CONTEXT,
     )  # fmt: skip
 
     def work() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Point:
 def models_in(given: Sequence[Path | str]) -> list[Evaluated]:
     """The models that the given folders are or hold: a model as it is, of a run each of its checkpoints by step.
 
-    DataError for a folder with neither, and for two models of one name.
+    Models whose folders have one name (a run's `model`) take that of the folder above as well: `uniform-model`.
+    DataError for a folder with neither, and for two models of one name all the same.
     """
     found: list[Evaluated] = []
     for folder in map(Path, given):
@@ -64,6 +65,13 @@ def models_in(given: Sequence[Path | str]) -> list[Evaluated]:
             Evaluated(f"step-{step}", path, step)
             for step, path in list_checkpoints(folder / places[0]).items()
         ]
+    names = [model.name for model in found]
+    found = [
+        replace(model, name=f"{model.folder.resolve().parent.name}-{model.name}")
+        if names.count(model.name) > 1 and model.step is None
+        else model
+        for model in found
+    ]
     names = [model.name for model in found]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:

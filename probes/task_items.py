@@ -88,7 +88,9 @@ def items_of(
             name = f"{name}#{number}"
         seen[name] = number
         group = _group(task, row, number) if task.fewshot.same and task.fewshot.count else ""
-        items.append(_item(task, row, where, name, blocks.get(group, ""), form, number))
+        heading = task.letters_description if form == "letters" else task.description
+        before = render(heading, row, where) + blocks.get(group, "")
+        items.append(_item(task, row, where, name, before, form, number))
     if limit is None or limit >= len(items):
         return items
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
@@ -222,6 +224,7 @@ def _solved(task: Task, row: Row, form: str) -> str:
 def _examples(task: Task, pool: list[Row], group: str, seed: int) -> list[Row]:
     few = task.fewshot
     fitting = pool if few.same is None else [r for r in pool if str(r.get(few.same)) == group]
+    fitting = fitting[few.skip :]
     if len(fitting) < few.count:
         raise DataError(
             f"Task {task.name} shows {few.count} examples, but there are {len(fitting)}",

@@ -53,6 +53,7 @@ class FewShot:
     data, subset, split, revision : where they are from; `data` and `subset` of the task where not given. A
                task read from a local file takes them from its own rows, which then are not asked.
     pick     : the first rows, or rows drawn by the seed of the evaluation
+    skip     : rows passed over before the first (MBPP's examples are the second to the fourth)
     same     : a field that must agree with the question's (MMLU: subject)
     separator: between examples
     solution : template of the worked answer that an example shows; the gold answer where not given
@@ -65,6 +66,7 @@ class FewShot:
     split: str = "train"
     revision: str | None = None
     pick: Literal["first", "random"] = "first"
+    skip: int = 0
     same: str | None = None
     separator: str = "\n\n"
     solution: str = ""
@@ -108,6 +110,7 @@ class Task:
 
     data, subset, split, revision : a local file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or a hub dataset
     id            : field of the row's id; a hash of the row where not given
+    description   : template of what stands before the examples and the question, with the question's fields
     prompt        : template of the question
     text          : template of the text of a likelihood task
     gold          : template of the gold answer; for a choice, of what `gold_kind` reads
@@ -118,6 +121,7 @@ class Task:
     contexts      : templates of a context for each choice; then `choices` is one template for all
     delimiter     : between prompt and continuation; it belongs to the continuation
     letters_prompt: template of the lettered form, in which {lettered_choices} are the lines " A. choice"
+    letters_description : description of the lettered form
     unconditional : context of the PMI denominator
     clean         : a filter of `probes.templates` applied to prompt and choices
     normalization : which score decides the headline accuracy of the cloze form; all are reported
@@ -133,6 +137,7 @@ class Task:
     revision: str | None = None
     source: str = ""
     id: str | None = None
+    description: str = ""
     prompt: str = ""
     text: str = ""
     gold: str = ""
@@ -143,6 +148,7 @@ class Task:
     delimiter: str = " "
     form: Form = "cloze"
     letters_prompt: str = ""
+    letters_description: str = ""
     unconditional: str = "Answer:"
     clean: str | None = None
     normalization: Normalization = "none"

@@ -152,8 +152,8 @@ def _check(task: Task, where: str) -> None:
         raise RecipeError("The lettered form needs 'letters_prompt'", where=where)
     if task.gold_kind == "label" and not task.labels:
         raise RecipeError("A gold that is a label needs 'labels'", where=where)
-    if task.fewshot.count < 0 or task.version < 1:
-        raise RecipeError("'fewshot.count' is at least 0 and 'version' at least 1", where=where)
+    if min(task.fewshot.count, task.fewshot.skip) < 0 or task.version < 1:
+        raise RecipeError("'fewshot.count' and 'skip' are at least 0 and 'version' at least 1", where=where)
     if task.contexts and (
         not isinstance(task.choices, str) or "{" not in task.choices or task.form != "cloze"
     ):
@@ -169,7 +169,7 @@ def _check(task: Task, where: str) -> None:
             where=where,
         )
     templates = [task.prompt, task.text, task.gold, task.letters_prompt, *task.contexts]
-    templates += [task.fewshot.solution, drawn.head, drawn.check]
+    templates += [task.fewshot.solution, drawn.head, drawn.check, task.description, task.letters_description]
     if isinstance(task.choices, tuple):
         templates += task.choices
     for template in templates:

@@ -36,6 +36,7 @@ FILTERS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "capitalize": str.capitalize,
     "lower": str.lower,
+    "spaces": lambda text: text.replace("_", " "),
     "wikihow": _wikihow,
 }
 ARGUMENT_FILTERS: dict[str, Callable[[str, str], str]] = {

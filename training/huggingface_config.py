@@ -47,7 +47,8 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
         described["mlp_bias"] = False
     elif config.family == "llama4_text":
         # Left to themselves, these make every fourth layer position-free, each layer a mixture of experts and
-        # attention local to chunks of 8192.
+        # attention local to chunks of 8192. The released models name their layers' types, too, and llama.cpp's
+        # converter takes all of this from the types alone.
         described |= {
             "intermediate_size_mlp": config.ffn_dim,
             "use_qk_norm": config.qk_norm == "l2_after_rope",
@@ -57,6 +58,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
             "num_local_experts": 0,
             "num_experts_per_tok": 0,
             "attention_chunk_size": config.max_positions,
+            "layer_types": ["full_attention"] * config.layers,
             "attn_temperature_tuning": False,
         }
     else:

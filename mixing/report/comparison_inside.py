@@ -55,7 +55,8 @@ def _series(found: SideBySide) -> Section:
                 )
         steps = all(p.step is not None for c in with_points for p in c.points)
         label = metric_words(metric)
-        svg = charts.lines(lines, f"series-{number}", x_label="step" if steps else "model", y_label=label)
+        short = label.split(" of the ")[0]  # the axis is no longer than that
+        svg = charts.lines(lines, f"series-{number}", x_label="step" if steps else "model", y_label=short)
         title = task if form in ("gold_bpb", "likelihood", "generation") else f"{task}, {form}"
         detail = told[0].removeprefix(f"{with_points[0].name} ") if len(told) == 1 else ""
         panels.append(Chart(title, svg, f"{title}, {label}: " + "; ".join(told), detail=detail))

@@ -51,6 +51,7 @@ def main() -> None:
         comparing,
         compressing,
         curating,
+        deploying,
         evaluating,
         exporting,
         fitting,

@@ -128,8 +128,11 @@ def eval_(
         _show_diagnostics(described, name if len(inside) > 1 else "")
     say(f"  Every question, and all metrics: {out}")
     if len(every) > 1:
+        series = any(model.step is not None for model in found)
+        compared = str(out) if series else " ".join(str(place) for place in places.values())
         say(
-            f"  The table of all models: {out / 'trajectory.csv'}; a page: mixwright eval-compare {out} --html FILE"
+            f"  The table of all models: {out / 'trajectory.csv'}; "
+            f"a page: mixwright eval-compare {compared} --html FILE"
         )
 
 

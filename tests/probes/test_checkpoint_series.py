@@ -95,8 +95,10 @@ def test_several_models_and_what_is_no_model(run: Path, tmp_path: Path) -> None:
     assert tokenizer_beside(found[0]) is None
     with pytest.raises(DataError, match="no model here"):
         models_in([tmp_path])
-    with pytest.raises(DataError, match="called model"):
-        models_in([one, model_folder(tmp_path / "two")])
+    two = models_in([one, model_folder(tmp_path / "two")])
+    assert [m.name for m in two] == ["one-model", "two-model"]
+    with pytest.raises(DataError, match="called one-model"):
+        models_in([one, one])
 
 
 def test_a_checkpoint_without_tokenizer_and_an_unknown_device(run: Path, task: Path, tmp_path: Path) -> None:

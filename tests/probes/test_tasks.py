@@ -20,58 +20,63 @@ from probes.tasks import FewShot, load_task, read_items, task_names
 from tests.probes.tiny_evaluation import ARC, write_rows
 from training.rewards import named_reward, score
 
+GSM = {"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 2"}
+MATH500 = {
+    "problem": "$1{+}1$", "solution": r"It is $\boxed{2}$.", "answer": "2", "subject": "Algebra", "level": 1,
+    "unique_id": "test/algebra/1.json",
+}  # fmt: skip
+HUMANEVAL = {
+    "task_id": "H/0", "prompt": "def f(x):\n", "canonical_solution": "    return {x}\n",
+    "test": "def check(candidate):\n    assert candidate(1) == {1}\n", "entry_point": "f",
+}  # fmt: skip
+MBPP = {
+    "task_id": 1, "text": "Add.", "code": "def add(a, b):\n    return a + b",
+    "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(2, 2) == 4"], "test_setup_code": "",
+    "challenge_test_list": [],
+}  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "arc_easy": ARC[0],
     "arc_challenge": ARC[1],
-    "openbookqa": {**ARC[0], "question_stem": "Iron is"},
+    "openbookqa": {"id": "7-980", "question_stem": "Iron is", "choices": ARC[0]["choices"], "answerKey": "B"},
     "piqa": {"goal": "Cut bread", "sol1": "knife", "sol2": "spoon", "label": 0},
     "siqa": {"context": "A ran.", "question": "Why?", "answerA": "x", "answerB": "y", "answerC": "z", "label": "3"},
-    "boolq": {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
+    "boolq": {"question": "is ice cold", "answer": True, "passage": "Ice is cold."},
     "hellaswag": {
-        "activity_label": "Run", "ctx_a": "[header] A man", "ctx_b": "he", "endings": ["runs [title] on", "flies"],
+        "ind": 4, "activity_label": "Run", "ctx_a": "[header] A man", "ctx_b": "he", "ctx": "[header] A man he",
+        "endings": ["runs [title] on", "flies"], "source_id": "a~v", "split": "val", "split_type": "zeroshot",
         "label": "1",
     },
     "winogrande": {"sentence": "The cup fit the box as _ was big .", "option1": "cup", "option2": "box", "answer": "2"},
-    "mmlu": {"question": " Which? ", "choices": ["a", "b", "c", "d"], "answer": 2, "subject": "law"},
-    "gsm8k_gold_bpb": {"question": "1+1?", "answer": "2\n#### 2"},
-    "math500_gold_bpb": {"unique_id": "u", "problem": "$1{+}1$", "solution": r"\boxed{2}"},
-    "gsm8k": {"question": "1+1?", "answer": "2\n#### 2"},
-    "math500": {"unique_id": "u", "problem": "$1{+}1$", "answer": "2"},
-    "humaneval_gold_bpb": {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "    return {}\n"},
-    "mbpp_gold_bpb": {"task_id": 1, "text": "Add", "code": "x", "test_list": ["a", "b", "c"]},
-    "gsm8k_8shot": {"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 2"},
-    "math500_4shot": {"unique_id": "u", "problem": "$1{+}1$", "answer": "2", "solution": r"It is $\boxed{2}$."},
+    "mmlu": {"question": " Which? ", "subject": "public_law", "choices": ["a", "b", "c", "d"], "answer": 2},
+    "gsm8k": GSM, "gsm8k_8shot": GSM, "gsm8k_gold_bpb": GSM,
+    "math500": MATH500, "math500_4shot": MATH500, "math500_gold_bpb": MATH500,
+    "humaneval": HUMANEVAL, "humaneval_gold_bpb": HUMANEVAL,
+    "mbpp": MBPP, "mbpp_gold_bpb": MBPP,
     "math": {"problem": "$x$?", "level": "Level 1", "type": "Algebra", "solution": r"$\boxed{\frac{1}{2}}$"},
     "aime24": {"id": 60, "problem": "Find $n$.", "solution": "204", "answer": "204", "url": "u", "year": "2024"},
     "aime25": {"problem": "Find $n$.", "answer": "70"},
-    "amc23": {"id": 0, "question": "How many?", "answer": 27.0, "url": "u"},
-    "humaneval": {
-        "task_id": "H/0", "prompt": "def f(x):\n", "canonical_solution": "    return x\n", "entry_point": "f",
-        "test": "def check(candidate):\n    assert candidate(1) == 1\n",
-    },
-    "mbpp": {
-        "task_id": 1, "text": "Add", "code": "def add(a, b):\n    return a + b", "test_setup_code": "",
-        "challenge_test_list": [],
-        "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(2, 2) == 4"],
-    },
+    "amc23": {"question": "How many?", "answer": 27.0},
     "livecodebench": {
         "question_title": "Double", "question_content": "Read n, print 2n.", "platform": "atcoder", "question_id": "q",
-        "contest_id": "c", "contest_date": "2025-01-01", "starter_code": "", "difficulty": "easy", "metadata": "{}",
+        "contest_id": "c", "contest_date": "2025-01-01", "starter_code": "", "difficulty": "easy",
         "public_test_cases": '[{"input": "2\\n", "output": "4\\n", "testtype": "stdin"}]', "private_test_cases": "",
+        "metadata": "{}",
     },
 }  # fmt: skip
+"""A row of each dataset with the hub's fields and no other; of aime25 and amc23 what is read; see the task files."""
 
 
 @pytest.mark.parametrize("name", task_names())
 def test_every_shipped_task_works_from_a_local_file(name: str, tmp_path: Path) -> None:
     task = load_task(name)
-    rows = [{**ROWS[name], "extra": i} for i in range(task.fewshot.count + 1)]
-    for field in ("id", "unique_id", "task_id"):
-        rows = [{**row, field: f"{i}"} if field in row else row for i, row in enumerate(rows)]
+    varied = task.id or next(field for field, value in ROWS[name].items() if isinstance(value, str))
+    count = task.fewshot.skip + task.fewshot.count + 1
+    rows = [{**ROWS[name], varied: f"{ROWS[name][varied]}{i}"} for i in range(count)]
     file = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file)
     local = replace(task, data=str(file), fewshot=replace(task.fewshot, data=None, subset=None))
-    (item,) = read_items(local)  # the examples are not asked
+    item, *passed_over = read_items(local)  # the examples are not asked
+    assert len(passed_over) == task.fewshot.skip
     assert item.gold and all(text.strip() for text in item.searched)
     assert not any("Question:" in text or "Please reason" in text for text in item.searched)
     assert item.prompt.count("\n\n") >= task.fewshot.count
@@ -88,9 +93,17 @@ def test_few_shot_examples_show_a_worked_solution_and_the_gold_is_the_answer(tmp
     assert item.prompt.endswith("#### 7\n\nQuestion: 8?\nAnswer:")
     assert _item("math", tmp_path).gold == r"\frac{1}{2}"
     assert _item("amc23", tmp_path).gold == "27.0"
-    rows = [{**ROWS["mbpp"], "task_id": i} for i in range(4)]
-    (item,) = read_items(replace(load_task("mbpp"), data=str(write_rows(tmp_path / "r.jsonl", rows))))
+    rows = [{**ROWS["mbpp"], "task_id": i, "text": f"Add {i}."} for i in range(1, 6)]
+    first, item = read_items(replace(load_task("mbpp"), data=str(write_rows(tmp_path / "r.jsonl", rows))))
     assert item.prompt.count("[BEGIN]\ndef add(a, b):\n    return a + b\n[DONE]\n\n") == 3
+    assert [f"Add {i}." in item.prompt for i in range(1, 6)] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]  # tasks 2 to 4
+    assert first.id == "1"
     assert json.loads(item.gold)["functions"] == ["add"]
 
 
@@ -142,10 +155,12 @@ def test_prompts_are_those_of_the_harness(tmp_path: Path) -> None:
     hellaswag = _item("hellaswag", tmp_path)
     assert hellaswag.prompt == "Run: A man He" and hellaswag.choices == (" runs. on", " flies")
     mmlu = _item("mmlu", tmp_path, "letters")
-    assert mmlu.prompt == "Which?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    heading = "The following are multiple choice questions (with answers) about public law.\n\n"
+    assert mmlu.prompt == heading + "Which?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    assert mmlu.searched[0] == " Which? "
     assert mmlu.choices == (" A", " B", " C", " D") and mmlu.gold == " C"
     assert _item("boolq", tmp_path).gold == " yes"
-    assert _item("humaneval_gold_bpb", tmp_path).gold == "    return {}\n"
+    assert _item("humaneval_gold_bpb", tmp_path).gold == "    return {x}\n"
 
 
 def test_few_shot_examples_are_of_the_same_subject_and_not_asked(tmp_path: Path) -> None:
@@ -157,7 +172,8 @@ def test_few_shot_examples_are_of_the_same_subject_and_not_asked(tmp_path: Path)
     assert [i.prompt for i in items] == [i.prompt for i in read_items(task, seed=3)]
     for item in items:
         subject = item.meta["row"]["subject"]
-        shown, asked = item.prompt.split("\n\n")
+        heading, shown, asked = item.prompt.split("\n\n")
+        assert heading == f"The following are questions (with answers) about {subject}."
         assert shown.startswith(f"Question: {subject}") and shown.endswith("Answer: c")
         assert asked == f"Question: {item.meta['row']['question']}\nAnswer:"
         assert item.meta["row"]["question"] not in shown

@@ -1,0 +1,263 @@
+"""An evaluation set of a million tokens, beside lm-evaluation-harness: every task of a base model, and probe texts.
+
+    python -m benchmarks.evaluation_set --out FILE [--seconds 120] [--tokens 1000000]      again until it says done
+    python -m benchmarks.evaluation_set --out FILE --write
+
+What is measured is written to FILE after each unit (a task, or an eighth of the texts), so that a long measurement
+can be done in short ones; within a unit all contestants take turns on the same requests and must agree.
+
+The tasks are those that MobileLLM-R1 reports for base models and that a likelihood can score, each with its official
+number of questions, choices and examples, all cut to the same share so that they sum to the tokens asked for. Their
+texts are pieces of a real corpus with the lengths below: the sets themselves are not ours to ship, and speed does
+not depend on what a question says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import CORPORA, machine, paired, publish, table
+from benchmarks.probes import BATCH_TOKENS, DOCUMENT_CONTEXT, WORDS, Shape, contestants
+from benchmarks.training_tokens import read_texts
+from curation.atomic import read_json, write_json
+from curation.documents import Document
+from curation.progress import set_progress_mode
+from probes.likelihood import tokenize_documents
+from probes.task_scoring import Loaded
+from training.huggingface import save_huggingface
+from training.model import Decoder, ModelConfig
+from training.tokenizer import load_tokenizer, train_tokenizer
+
+CONTEXT, TEXT_UNITS, PAPER_WORDS, PAPER_TOKENS = 2048, 8, 128_256, 16_000
+OURS, BARE, PLAIN, BATCHED = "probes", "bare forward pass", "lm-eval as it comes", "lm-eval, batched"
+NARROW, PLAIN_NARROW = "probes, products in bfloat16", "lm-eval, all in bfloat16"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task: `questions` officially, tokens of a question and of an answer (means, from memory of the sets).
+
+    choices : answers to each question, of one token where `letters`; 0 scores the reference answer
+    shots   : solved questions before each, the same for `group` questions (a subject), or for all
+    """
+
+    name: str
+    questions: int
+    question: int
+    answer: int
+    choices: int = 0
+    shots: int = 0
+    group: int = 0
+    letters: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of all questions, each pair fed alone."""
+        return self.questions * max(self.choices, 1) * (self.shots + 1) * (self.question + self.answer)
+
+
+KINDS = (
+    Kind("ARC-Easy", 2376, 28, 5, choices=4),
+    Kind("ARC-Challenge", 1172, 33, 7, choices=4),
+    Kind("BoolQ", 3270, 160, 1, choices=2, letters=True),
+    Kind("PIQA", 1838, 14, 24, choices=2),
+    Kind("SIQA", 1954, 28, 6, choices=3),
+    Kind("HellaSwag", 10042, 60, 28, choices=4),
+    Kind("OpenBookQA", 500, 14, 4, choices=4),
+    Kind("WinoGrande", 2 * 1267, 12, 12),  # two contexts for one continuation
+    Kind("MMLU, letters, 5 examples", 14042, 110, 1, choices=4, shots=5, group=246, letters=True),
+    Kind("GSM8K, gold answers, 8 examples", 1319, 60, 130, shots=8),
+    Kind("MATH-500, gold answers, 4 examples", 500, 75, 200, shots=4),
+    Kind("MBPP, gold answers, 3 examples", 500, 100, 65, shots=3),
+    Kind("HumanEval, gold answers", 164, 140, 65),
+)
+
+
+def units(tokens: int, tokenizer: Any, ids: list[int], seed: int = 0) -> Iterator[Shape]:
+    """The tasks at one share, the texts in parts, and a smaller part of them for the paper's vocabulary."""
+    rng = random.Random(seed)
+    share = tokens / sum(kind.tokens for kind in KINDS)
+
+    def piece(mean: int) -> str:
+        size = rng.randint(max(mean // 2, 1), mean + mean // 2)
+        at = rng.randrange(len(ids) - size)
+        return tokenizer.decode(ids[at : at + size]).strip() or "so"
+
+    def answer(kind: Kind) -> str:
+        return " A" if kind.letters else f" {piece(kind.answer)}"
+
+    for kind in KINDS:
+        count, pairs = max(round(kind.questions * share), 1), []
+        for first in range(0, count, kind.group or count):
+            shown = "".join(
+                f"Question: {piece(kind.question)}\nAnswer:{answer(kind)}\n\n" for _ in range(kind.shots)
+            )
+            for _ in range(min(kind.group or count, count - first)):
+                context = f"{shown}Question: {piece(kind.question)}\nAnswer:"
+                answers = [f" {letter}" for letter in "ABCD"[: kind.choices]] if kind.letters else []
+                for text in answers or [answer(kind) for _ in range(max(kind.choices, 1))]:
+                    pairs.append((context, text))
+        longest = (kind.shots + 1) * (kind.question + kind.answer)
+        yield Shape(
+            kind.name, WORDS, pairs=tuple(pairs), rows=max(BATCH_TOKENS // longest, 1), context=CONTEXT
+        )
+
+    def documents(count: int) -> tuple[Document, ...]:
+        return tuple(Document(str(n), piece(1000), "text") for n in range(max(count // 1000, 1)))
+
+    for part in range(TEXT_UNITS):
+        yield Shape(f"texts, part {part + 1}", WORDS, documents(tokens // TEXT_UNITS), rows=8)
+    few = documents(min(PAPER_TOKENS, tokens))
+    yield Shape(f"texts, {PAPER_WORDS:,} entries", PAPER_WORDS, few, rows=2)
+
+
+def measure(shape: Shape, folder: Path) -> dict[str, Any]:
+    """CPU seconds of each contestant, in turn, after a small round that is not counted; tokens and nats."""
+    narrow = shape.vocabulary == PAPER_WORDS
+    small = Shape("", shape.vocabulary, shape.documents[:1], shape.pairs[:8], shape.rows, shape.context)
+    for one in contestants(small, folder, narrow=narrow)[0].values():
+        one()
+    work, nats = contestants(shape, folder, narrow=narrow)
+    times = paired(work, rounds=1, warmup=0)
+    loaded = Loaded.of(folder, device="cpu")
+    asked = (
+        loaded.pairs(shape.pairs) if shape.pairs else tokenize_documents(shape.documents, loaded.tokenizer)
+    )
+    return {
+        "tokens": sum(len(one.ids) - 1 for one in asked),
+        "scored": sum(pair.tokens for pair in loaded.pairs(shape.pairs)) if shape.pairs else None,
+        "seconds": {name: time.cpu[0] for name, time in times.items()},
+        "nats": nats,
+        "machine": machine("torch", "transformers", "lm_eval"),
+    }
+
+
+def model_folder(folder: Path, vocabulary: int, dim: int, tokenizer: Any) -> Path:
+    """A decoder of 4 layers with random weights, saved once."""
+    found = folder / f"model-{vocabulary}"
+    if not found.exists():
+        config = ModelConfig(
+            vocabulary, dim, 4, heads=4, kv_heads=2, head_dim=dim // 4, ffn_dim=3 * dim, max_positions=CONTEXT
+        )
+        save_huggingface(Decoder(config).init_weights(0), found, tokenizer)
+    return found
+
+
+def report(done: dict[str, Any], dim: int) -> str:
+    """The section: a row a task, their sum, the texts, and both."""
+    tasks = [unit for name, unit in done.items() if name != "settings" and not name.startswith("texts")]
+    texts = [unit for name, unit in done.items() if name.startswith("texts, part")]
+    paper = done.get(f"texts, {PAPER_WORDS:,} entries")
+    rows = [_row(kind.name, [done[kind.name]]) for kind in KINDS if kind.name in done]
+    both = [_row(name, units) for name, units in (
+        ("**all tasks**", tasks), ("**texts**", texts), ("**both**", tasks + texts),
+    )]  # fmt: skip
+    headings = ("", "tokens", "tokens/s", "times as fast as lm-eval as it comes", "as lm-eval batched",
+                "time over a bare forward pass", "largest difference of nats")  # fmt: skip
+    return (
+        "## A million tokens of evaluation beside lm-evaluation-harness\n\n"
+        f"A decoder of 4 layers x {dim} with random weights and {WORDS:,} entries, one thread, CPU time with "
+        "tokenisation; one round of each unit, contestants in turn, a warm-up before (`python -m "
+        "benchmarks.evaluation_set`). Tasks: those that MobileLLM-R1 reports for base models, as far as a likelihood "
+        "scores them, all cut to the same share of their official numbers of questions (MMLU by subject); lengths of "
+        "questions and answers are approximate, the text is real. Texts: pieces of about 1,000 tokens in windows of "
+        f"{DOCUMENT_CONTEXT}. Tokens count each pair as if fed alone. The goal is 3 times the harness' speed and 1.15 "
+        "of a bare forward pass.\n\n"
+        + table(headings, [*rows, *both])
+        + (
+            ""
+            if len(texts) == TEXT_UNITS
+            else f"\n{len(texts)} of {TEXT_UNITS} parts of the texts were measured.\n"
+        )
+        + (f"\n{_with_the_paper_s_words(paper)}\n" if paper else "")
+        + f"\n{done['settings']['machine']}\n"
+    )
+
+
+def _with_the_paper_s_words(unit: dict[str, Any]) -> str:
+    (plain, batched, bare), spent = _ratios([unit]), unit["seconds"]
+    faster = {name: spent[name] / spent[NARROW] for name in (OURS, PLAIN, PLAIN_NARROW)}
+    off = {
+        name: abs(unit["nats"][name] - unit["nats"][OURS]) / unit["tokens"] for name in (NARROW, PLAIN_NARROW)
+    }
+    return (
+        f"With the paper's {PAPER_WORDS:,} entries ({unit['tokens']:,} tokens of texts): probes are {plain:.2f} "
+        f"times as fast as lm-eval as it comes, {batched:.2f} times as batched, at {bare:.2f} of a bare pass. Products "
+        f"in bfloat16 (sums, norms and softmax in float32) make them {faster[OURS]:.2f} times as fast again: "
+        f"{faster[PLAIN]:.2f} times lm-eval as it comes (float32), {faster[PLAIN_NARROW]:.2f} times lm-eval all in "
+        "bfloat16. The mean of nats "
+        f"per token then differs from float32 by {off[NARROW]:.1e}, lm-eval's by {off[PLAIN_NARROW]:.1e}. "
+        f"({unit['machine'].partition(', Python')[0]})"
+    )
+
+
+def _ratios(units: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Sums of the units: harness over ours, batched harness over ours, ours over bare (0 where there is none)."""
+    total = {name: sum(u["seconds"].get(name, 0.0) for u in units) for name in (OURS, BARE, PLAIN, BATCHED)}
+    bare = total[OURS] / total[BARE] if all(BARE in u["seconds"] for u in units) else 0.0
+    return total[PLAIN] / total[OURS], total[BATCHED] / total[OURS], bare
+
+
+def _row(name: str, units: list[dict[str, Any]]) -> list[str]:
+    plain, batched, bare = _ratios(units)
+    tokens, seconds = sum(u["tokens"] for u in units), sum(u["seconds"][OURS] for u in units)
+    off = max(abs(u["nats"][n] / u["nats"][OURS] - 1) for u in units for n in (PLAIN, BATCHED))
+    return [name, f"{tokens:,}", f"{tokens / seconds:,.0f}", f"{plain:.2f}", f"{batched:.2f}",
+            f"{bare:.2f}" if bare else "", f"{off:.0e}"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=120, help="begin no further unit after so long")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--write", action="store_true", help="put what was measured into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    set_progress_mode("quiet")
+    logging.disable(logging.WARNING)
+    began = time.monotonic()
+    asked = {"tokens": arguments.tokens, "dim": arguments.dim}
+    done = read_json(arguments.out) if arguments.out.exists() else {"settings": asked}
+    if {name: done["settings"].get(name) for name in asked} != asked:
+        parser.error(
+            f"{arguments.out} holds a measurement with other settings: {json.dumps(done['settings'])}"
+        )
+    corpus = sorted(CORPORA.glob("wiki.jsonl.gz"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = [text for _, text in read_texts(corpus, 2.0)]
+        train_tokenizer(texts, WORDS, folder / "tokenizer")
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        ids = tokenizer("\n".join(texts))["input_ids"]
+        left = [shape for shape in units(arguments.tokens, tokenizer, ids) if shape.name not in done]
+        for shape in left:
+            if time.monotonic() - began > arguments.seconds:
+                print("Not done: run the same command again")
+                return
+            model = model_folder(folder, shape.vocabulary, arguments.dim, tokenizer)
+            done[shape.name] = measure(shape, model)
+            done["settings"]["machine"] = done[shape.name]["machine"]
+            write_json(arguments.out, done)
+            print(
+                shape.name, {name: round(s, 2) for name, s in done[shape.name]["seconds"].items()}, flush=True
+            )
+    publish("evaluation set", report(done, arguments.dim), write=arguments.write)
+
+
+if __name__ == "__main__":
+    main()
