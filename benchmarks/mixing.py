@@ -47,8 +47,10 @@ def coverage(worlds: int) -> str:
             _add(cells, "capability", _held(samples, truth))
             _add(cells, "objective", _held(samples @ OBJECTIVE, truth @ OBJECTIVE))
             gain = float(world.objective(_uniform(world))[0] - world.objective(found.weights)[0])
-            _, low, high = found.gain_over["uniform"]
+            promised, low, high = found.gain_over["uniform"]
             _add(cells, "gain", float(low <= gain <= high))
+            _add(cells, "true gain", gain)
+            _add(cells, "promised", promised)
             optimum = np.where(world.optimum < 1e-3, 0.0, world.optimum)
             inside = (found.intervals[:, 0] - 1e-3 <= optimum) & (optimum <= found.intervals[:, 1] + 1e-3)
             _add(cells, "weights", float(inside.mean()))
@@ -57,10 +59,12 @@ def coverage(worlds: int) -> str:
             _add(cells, "width", float(np.ptp(found.intervals, axis=1).mean()))
         rows.append([regime, n, worlds // 3, *(f"{100 * np.mean(cells[k]):.0f} %" for k in
                      ("capability", "objective", "gain", "weights", "positive weights")),
-                     f"{np.mean(cells['width']):.2f}"])  # fmt: skip
+                     f"{np.mean(cells['width']):.2f}",
+                     f"{np.mean(cells['promised']) / np.mean(cells['true gain']):.2f}"])  # fmt: skip
     header = [
         "regime", "runs", "worlds", "loss of a capability", "objective", "gain over uniform of the recommended",
         "weights of the optimum", "those that are not 0", "mean width of weights",
+        "mean gain promised, of the true one",
     ]  # fmt: skip
     return "Share of 90 % intervals that hold the truth (goal: 85 to 95 %).\n\n" + table(header, rows)
 
@@ -280,7 +284,7 @@ def _add(cells: Cells, name: str, value: float) -> None:
 
 
 SECTIONS: dict[str, tuple[Callable[..., str], int]] = {
-    "coverage": (coverage, 99),
+    "coverage": (coverage, 180),
     "equal": (equal, 2000),
     "regret": (regret, 12),
     "adaptive": (adaptive, 12),

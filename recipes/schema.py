@@ -12,6 +12,7 @@ from recipes.settings import Count, Name, Settings
 from recipes.training_settings import (
     ComparisonSettings,
     CompressionSettings,
+    DoremiSettings,
     FinalSettings,
     InfluenceSettings,
     LeaveOneOutSettings,
@@ -42,6 +43,8 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     proxy: ProxySettings = ProxySettings()
     leave_one_out: LeaveOneOutSettings = LeaveOneOutSettings()
+    doremi: DoremiSettings | None = None
+    """DoReMi's two runs, of the proxies' size and length; none by default, `mixwright doremi` makes them anyway."""
     influence: InfluenceSettings = InfluenceSettings()
     comparison: ComparisonSettings = ComparisonSettings()
     final: FinalSettings = FinalSettings()

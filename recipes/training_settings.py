@@ -83,6 +83,17 @@ class LeaveOneOutSettings(Settings):
     """How far the weights are pulled to uniform; nobody published the map from differences to weights."""
 
 
+class DoremiSettings(Settings):
+    """DoReMi (arXiv 2305.10429): a reference model, and a proxy trained on its excess losses."""
+
+    seed: int = 1
+    """Of the draw of the weights and of the order of the data, of both models."""
+    eta: Positive = 1.0
+    """Step of the domain weights; .1 where nearly all weight goes to one source."""
+    smoothing: Share = 1e-3
+    """c: share of the uniform mixture in the domain weights after each update."""
+
+
 class InfluenceSettings(Settings):
     """Influence of training documents on the probes (Eqs. 2 to 6)."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from curation.atomic import read_json, write_json
+from curation.errors import RecipeError
 from training.checkpoint import (
     TrainingState,
     describe_run,
@@ -43,6 +44,7 @@ from training.start import copy_start, start_hash
 from training.start_check import refuse_other_tokenizer
 from training.stop_requests import TrainingStopped, stop_requests
 from training.update import Run, update
+from training.weighing import BatchWeigher
 
 __all__ = ["TrainResult", "TrainSettings", "load_checkpoint_model", "train"]
 
@@ -58,12 +60,14 @@ def train(
     evaluate: Evaluate | None = None,
     init_from: Path | None = None,
     progress_label: str | None = None,
+    weigher: BatchWeigher | None = None,
 ) -> TrainResult:
     """Train a decoder on the first steps * batch_sequences sequences of `order`, into the folder `out`.
 
     evaluate  : called as evaluate(model, step) after each of `evaluate_steps`; its values go into
                 evaluations.jsonl. It must leave the model as it is.
     init_from : a checkpoint or Hugging Face folder to start from, instead of weights drawn by settings.seed
+    weigher   : weighs the tokens of each update's loss (training.weighing); on one rank, without a teacher
 
     A finished `out` is returned at once. A killed run, called again in the same way, goes on from its last
     checkpoint, and ends with the same bits as if it had not been killed (on the same machine, with the same
@@ -84,7 +88,8 @@ def train(
     refuse_other_tokenizer(init_from, order)
     ranks = join_ranks(settings.device)
     check_ranks(ranks, settings.batch_sequences)
-    described = ranks.from_main(lambda: _describe(model_config, order, settings, init_from))
+    _check_weighed(weigher, ranks, settings)
+    described = ranks.from_main(lambda: _describe(model_config, order, settings, init_from, weigher))
     with ExitStack() as held:
         ranks.from_main(lambda: _claim(held, out, described))
         if ranks.from_main((out / "result.json").exists):
@@ -100,7 +105,10 @@ def train(
                 folder=out,
                 device=run.model.output_weight.device,
             )
+        run.weigher = weigher
         log = _open_log(held, settings, out, run, described) if ranks.main else None
+        if weigher is not None and log is not None:
+            weigher.resume(log.rows())
         measured = held.enter_context(
             measuring_steps(
                 progress_label or f"training {out.name}",
@@ -249,12 +257,28 @@ def _begin(
 
 
 def _describe(
-    model: ModelConfig, order: Order, settings: TrainSettings, init_from: Path | None
+    model: ModelConfig,
+    order: Order,
+    settings: TrainSettings,
+    init_from: Path | None,
+    weigher: BatchWeigher | None,
 ) -> dict[str, Any]:
     # Token sources know their tokenizer, and an order sees to it that they have one; chats do not.
     tokenizer = getattr(next(iter(order.sources.values())), "tokenizer", "")
     start = start_hash(init_from)
-    return describe_run(model, order.fingerprint(), deciding_settings(settings), start, tokenizer)
+    decides = deciding_settings(settings)
+    if weigher is not None:
+        decides["weigher"] = dict(weigher.describe())
+    return describe_run(model, order.fingerprint(), decides, start, tokenizer)
+
+
+def _check_weighed(weigher: BatchWeigher | None, ranks: Ranks, settings: TrainSettings) -> None:
+    if weigher is not None and (ranks.size > 1 or settings.distillation):
+        raise RecipeError(
+            "Tokens that are weighed anew at every update are trained by one process, and without a teacher",
+            where="weigher",
+            remedy="Train it without torchrun and without distillation",
+        )
 
 
 def _claim(held: ExitStack, out: Path, described: dict[str, Any]) -> None:

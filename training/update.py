@@ -15,12 +15,13 @@ from training.distributed import ALONE, Ranks
 from training.document_rows import LONG_ROW, by_documents
 from training.gradient_sum import GradientSum
 from training.lessons import Lessons, batch_loss, batch_on, rows_of
-from training.losses import IGNORED
+from training.losses import IGNORED, linear_cross_entropy
 from training.model import Decoder
 from training.optimizer import WeightMean, set_rate
 from training.order import Batch
 from training.settings import TrainSettings
 from training.sharding import ShardedSum, whole
+from training.weighing import BatchWeigher
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Run:
     """What changes while training, the ranks that do it, and how their gradients are summed (None = alone).
 
     lessons : of the phases, if any has a teacher
+    weigher : weighs the tokens of each batch; None: all labels count alike
     """
 
     model: Decoder
@@ -37,6 +39,7 @@ class Run:
     ranks: Ranks = ALONE
     gradients: GradientSum | ShardedSum | None = None
     lessons: Lessons | None = None
+    weigher: BatchWeigher | None = None
 
 
 def accumulate_gradients(
@@ -50,6 +53,7 @@ def accumulate_gradients(
     parts: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
     gradients: GradientSum | ShardedSum | None = None,
+    token_weights: Tensor | None = None,
 ) -> Tensor:
     """Add the gradient of the batch's mean loss to the parameters' `.grad`; returns the loss, nats per token.
 
@@ -58,6 +62,7 @@ def accumulate_gradients(
 
     lessons : where rows learn from a teacher
     parts   : is then given the means "cross_entropy" and "divergence", which is 0 for rows without a teacher
+    token_weights : [B, T], sum 1: the loss is the tokens' losses weighed by them; without ranks and lessons
     """
     device = model.output_weight.device
     labels = max(ranks.total(int((batch.labels != IGNORED).sum())), 1)
@@ -73,6 +78,12 @@ def accumulate_gradients(
         part = batch_on(rows_of(batch, first, min(first + size, count)), device)
         with _precision(precision, device):
             hidden = _read(model, part)
+            if token_weights is not None:
+                each = _each_loss(model, hidden, part, z_loss)
+                loss = (each * token_weights[first : first + size].to(each)).sum()
+                loss.backward()
+                total += loss.detach()
+                continue
             summed = batch_loss(hidden, model.output_weight, part, z_loss, lessons, model.softcap)
         loss = summed.total / labels
         loss.backward()
@@ -84,6 +95,31 @@ def accumulate_gradients(
     if parts is not None and lessons is not None:
         parts |= {"cross_entropy": ranks.sum_(hard), "divergence": ranks.sum_(soft)}
     return ranks.sum_(total)
+
+
+def token_losses(
+    model: Decoder, batch: Batch, *, micro_batch_sequences: int | None = None, precision: str = "float32"
+) -> Tensor:
+    """Loss of each token [B, T] in nats, 0 without a label, on the model's device and without a gradient."""
+    device, count = model.output_weight.device, len(batch.labels)
+    found = []
+    for first in range(0, count, micro_batch_sequences or count):
+        part = batch_on(rows_of(batch, first, min(first + (micro_batch_sequences or count), count)), device)
+        with torch.no_grad(), _precision(precision, device):
+            found.append(_each_loss(model, _read(model, part), part, 0.0))
+    return torch.cat(found)
+
+
+def _each_loss(model: Decoder, hidden: Tensor, part: Batch, z_loss: float) -> Tensor:
+    losses = linear_cross_entropy(
+        hidden.flatten(0, 1),
+        model.output_weight,
+        part.labels.flatten(),
+        z_loss=z_loss,
+        reduction="none",
+        softcap=model.softcap,
+    )
+    return losses.view(part.labels.shape)
 
 
 def _read(model: Decoder, part: Batch) -> Tensor:
@@ -99,6 +135,7 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
     """One update, and its row of the log; `batch` is this rank's part of it."""
     rate = settings.rate(run.step)
     parts: dict[str, Tensor] = {}
+    token_weights, columns = run.weigher.weigh(run.model, batch) if run.weigher else (None, {})
     loss = accumulate_gradients(
         run.model,
         batch,
@@ -109,6 +146,7 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
         parts=parts,
         ranks=run.ranks,
         gradients=run.gradients,
+        token_weights=token_weights,
     )
     parameters = list(run.model.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
@@ -131,6 +169,7 @@ def update(run: Run, batch: Batch, settings: TrainSettings) -> dict[str, Any]:
         "learning_rate": rate,
         "grad_norm": norm_value,
         **dict(zip(parts, values, strict=True)),
+        **columns,
     }
 
 

@@ -11,12 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 HUBER = 0.02
 RIDGES = (1e-10, 1e-3, 1e-1)
 FLOORS = (0.0, 0.5, 0.8, 0.95)
 FOLDS = 5
+STEPS = 400
+DAMPINGS = 30
+PRECISION = 1e-14
+LEAST_FLOOR = 1e-13
+LARGEST = 50.0
+"""Exponents beyond this are cut: no loss is so large."""
 
 
 @dataclass(frozen=True)
@@ -83,42 +88,51 @@ def _starts(weights: np.ndarray, losses: np.ndarray) -> list[LogLinear]:
 def _refine(
     weights: np.ndarray, losses: np.ndarray, start: LogLinear, ridge: float
 ) -> tuple[float, LogLinear]:
+    """Least Huber loss and ridge from a start, by Levenberg and Marquardt's damped steps.
+
+    The floor exp(a) enters linearly, so it, and not a, is what is solved for; at its least value it rests until the
+    slope pushes it up. Huber's weights make each step a weighed least squares, whose minimum lies above the loss.
+    """
     n, m = weights.shape
-    root = np.sqrt(ridge)
+    theta = start.parameters
+    theta[0] = max(np.exp(theta[0]), LEAST_FLOOR)
+    pull = ridge * (np.eye(m) - 1 / m)
+    jacobian = np.ones((n, m + 1))
+    damping = 1e-3
+    cost, residuals = _cost(weights, losses, theta, pull)
+    for _ in range(STEPS):
+        jacobian[:, 1:] = np.exp(np.minimum(weights @ theta[1:], LARGEST))[:, None] * weights
+        robust = HUBER / np.maximum(np.abs(residuals), HUBER)
+        slope = jacobian.T @ (robust * residuals)
+        slope[1:] += pull @ theta[1:]
+        curvature = jacobian.T @ (robust[:, None] * jacobian)
+        curvature[1:, 1:] += pull
+        if theta[0] <= LEAST_FLOOR and slope[0] > 0:
+            slope[0], curvature[0], curvature[:, 0], curvature[0, 0] = 0.0, 0.0, 0.0, 1.0
+        size = np.maximum(np.diag(curvature), 1e-12)
+        for _ in range(DAMPINGS):
+            step = np.linalg.solve(curvature + damping * np.diag(size), -slope)
+            moved = theta + step
+            moved[0] = max(moved[0], LEAST_FLOOR)
+            new_cost, new_residuals = _cost(weights, losses, moved, pull)
+            if new_cost <= cost:
+                break
+            damping *= 4
+        else:
+            break  # no step helps: rounding decides
+        damping = max(damping / 9, 1e-15)
+        done = cost - new_cost <= PRECISION * cost and np.abs(moved - theta).max() < 1e-7
+        theta, cost, residuals = moved, new_cost, new_residuals
+        if done:
+            break
+    return cost, LogLinear(float(np.log(theta[0])), theta[1:].copy())
 
-    def residuals(theta: np.ndarray) -> np.ndarray:
-        law = np.exp(theta[0]) + np.exp(np.minimum(weights @ theta[1:], 50.0))
-        return np.concatenate([law - losses, root * (theta[1:] - theta[1:].mean())])
 
-    def jacobian(theta: np.ndarray) -> np.ndarray:
-        exponent = np.exp(np.minimum(weights @ theta[1:], 50.0))
-        upper = np.column_stack([np.full(n, np.exp(theta[0])), exponent[:, None] * weights])
-        lower = np.column_stack([np.zeros(m), root * (np.eye(m) - 1 / m)])
-        return np.vstack([upper, lower])
-
-    def robust(squares: np.ndarray) -> np.ndarray:
-        """Huber on the runs, plain squares on the ridge: rho, rho', rho'' at squared residuals."""
-        rho = np.empty((3, squares.size))
-        rho[0], rho[1], rho[2] = squares, 1.0, 0.0
-        large = np.flatnonzero(squares[:n] > HUBER**2)
-        size = np.sqrt(squares[large])
-        rho[0, large] = 2 * HUBER * size - HUBER**2
-        rho[1, large] = HUBER / size
-        rho[2, large] = -HUBER / (2 * size**3)
-        return rho
-
-    lower_bounds = np.concatenate([[-30.0], np.full(m, -np.inf)])
-    first = start.parameters
-    first[0] = max(first[0], -29.0)
-    found = least_squares(
-        residuals,
-        first,
-        jac=jacobian,
-        bounds=(lower_bounds, np.inf),
-        loss=robust,
-        max_nfev=400,
-        ftol=1e-14,
-        xtol=1e-12,
-        gtol=1e-14,
-    )
-    return float(found.cost), LogLinear(float(found.x[0]), found.x[1:].copy())
+def _cost(
+    weights: np.ndarray, losses: np.ndarray, theta: np.ndarray, pull: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Huber's loss of the residuals plus the ridge, and the residuals [n]; theta: floor, slopes."""
+    residuals = theta[0] + np.exp(np.minimum(weights @ theta[1:], LARGEST)) - losses
+    size = np.abs(residuals)
+    huber = np.where(size <= HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER))
+    return float(huber.sum() + 0.5 * theta[1:] @ pull @ theta[1:]), residuals

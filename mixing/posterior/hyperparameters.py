@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from mixing.posterior.drawing import whole_shares
 from mixing.posterior.model import Problem, negative_log_posterior
-from mixing.posterior.posterior import Component, make_component, whole_shares
+from mixing.posterior.posterior import Component, make_component
 
 GIVEN_UP = 6.0
 """Candidates whose first fit is this much less likely (nats) are not pursued."""
@@ -99,6 +100,7 @@ def _starts(problem: Problem) -> list[np.ndarray]:
     first, calm = layout.mean.copy(), layout.mean.copy()
     calm[layout.slots["noise"]] = -0.2
     calm[layout.slots["signal"]] = -1.0
+    calm[layout.slots["trend"]] = -1.0
     for theta in (first, calm):
         for name, value in (("loading", 0.3), ("noise_loading", 0.1), ("scale", 0.5)):
             if name in layout.slots:

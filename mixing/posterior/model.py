@@ -2,13 +2,14 @@
 
 In units of each capability's own spread over the runs,
 
-    f_c(w) = g_c(w) + a_c h(w),         g_1..g_C, h: independent Gaussian processes (kernel.py)
+    f_c(w) = trend_c(w) + g_c(w) + a_c h(w),   g_1..g_C, h: independent Gaussian processes (kernel.py)
     value       y = f_c(w) + offset + seed effect + noise
     derivative  y = s_c * (grad f_c . u) / n_c + offset + bias of the source + error
 
-so every capability has lengths of its own and `h` couples them (a semiparametric latent factor model; without
-`h` they are independent). Noise of one run is correlated over capabilities through loadings b_c. n_c is a fixed
-number that makes s_c = 1 the expected size. Offsets have a wide prior, so that only differences count.
+so every capability has a trend (trend.py) and lengths of its own, and `h` couples them (a semiparametric latent
+factor model; without `h` they are independent). Noise of one run is correlated over capabilities through loadings
+b_c. n_c is a fixed number that makes s_c = 1 the expected size. Offsets have a wide prior, so that only differences
+count.
 """
 
 from __future__ import annotations
@@ -21,33 +22,11 @@ from scipy.linalg import cho_solve, cholesky
 
 from mixing.posterior.evidence import Evidence
 from mixing.posterior.kernel import Blocks, Functionals, blocks, functionals, length_slopes
+from mixing.posterior.layout import LENGTH, Layout, make_layout
+from mixing.posterior.trend import Trend, make_trend
 
 OFFSET_VARIANCE = 100.0
 JITTER = 1e-9
-LENGTH = (0.0, 0.7, 0.5)
-"""Log lengths: mean (beside log sqrt(m / 2)), sd of what all sources share, sd of each source's own."""
-SIGNAL = (0.0, 1.0)
-LOADING = 0.4
-NOISE = (-1.5, 1.0)
-NOISE_LOADING = 0.15
-SEED = (-2.0, 1.0)
-SCALE = 1.0
-ERROR = (-0.4, 0.7)
-BIAS = (-1.5, 1.0)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each hyperparameter stands in a vector; `mean` and `precision` are those of its Gaussian prior."""
-
-    size: int
-    slots: dict[str, slice]
-    mean: np.ndarray
-    precision: np.ndarray
-
-    def get(self, theta: np.ndarray, name: str) -> np.ndarray:
-        """The part of `theta` with that name; empty when the model has none."""
-        return theta[self.slots.get(name, slice(0, 0))]
 
 
 @dataclass(frozen=True)
@@ -69,6 +48,7 @@ class Problem:
     scale: np.ndarray
     expected: np.ndarray
     layout: Layout
+    trend: Trend
     same_offset: np.ndarray
     same_seed: np.ndarray
     same_source: np.ndarray
@@ -85,11 +65,13 @@ class Problem:
 
 
 def make_problem(evidence: Evidence, epsilon: float, coupled: bool) -> Problem:
-    """Standardise; a capability that never varies keeps scale 1."""
+    """Standardise; runs that never vary have hardly any spread, unless differences say that there is one."""
     c, m = len(evidence.observed), len(evidence.sources)
     runs = evidence.observed[:, evidence.runs]
     mean, scale = runs.mean(axis=1), runs.std(axis=1)
-    scale = np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1e-300), scale, 1.0)
+    size = np.maximum(np.abs(mean), 1e-300)
+    none = 1.0 if (~evidence.derivative & ~evidence.runs).any() else 1e-6 * size
+    scale = np.where(scale > 1e-12 * size, scale, none)
     standard = np.where(
         evidence.derivative[None],
         evidence.observed,
@@ -97,9 +79,10 @@ def make_problem(evidence: Evidence, epsilon: float, coupled: bool) -> Problem:
     )
     capability, row = np.nonzero(np.isfinite(standard))
     of = functionals(evidence.points, evidence.directions, epsilon)
-    layout = _layout(c, m, coupled and c > 1, evidence)
+    layout = make_layout(c, m, coupled and c > 1, evidence)
     length = np.exp(LENGTH[0] + 0.5 * np.log(m / 2))
-    size = np.sqrt(np.square(of.along / length).sum(1))
+    trend = make_trend(of, evidence.runs)
+    size = np.sqrt(np.square(of.along / length).sum(1) + np.diag(trend.kernel))
     expected = np.full(c, float(size[evidence.derivative].mean()) if evidence.derivative.any() else 1.0)
 
     def same(values: np.ndarray, none: int | None) -> np.ndarray:
@@ -108,45 +91,11 @@ def make_problem(evidence: Evidence, epsilon: float, coupled: bool) -> Problem:
 
     return Problem(
         evidence, epsilon, coupled and c > 1, of, standard[capability, row], capability, row, mean, scale,
-        expected, layout,
+        expected, layout, trend,
         same_offset=same(evidence.offset, None).astype(float),
         same_seed=same(evidence.seed, -1).astype(float),
         same_source=(same(evidence.toward, -1) & same(evidence.offset, None)).astype(float),
     )  # fmt: skip
-
-
-def _layout(c: int, m: int, coupled: bool, evidence: Evidence) -> Layout:
-    slots: dict[str, slice] = {}
-    means: list[np.ndarray] = []
-    deviations: list[np.ndarray] = []
-
-    def add(name: str, count: int, mean: float, sd: float) -> None:
-        start = sum(len(part) for part in means)
-        slots[name] = slice(start, start + count)
-        means.append(np.full(count, mean))
-        deviations.append(np.full(count, sd))
-
-    latents = c + (1 if coupled else 0)
-    for q in range(latents):
-        add(f"length{q}", m, LENGTH[0] + 0.5 * np.log(m / 2), 1.0)
-    add("signal", c, *SIGNAL)
-    add("noise", c, *NOISE)
-    if coupled:
-        add("loading", c, 0.0, LOADING)
-        add("noise_loading", c, 0.0, NOISE_LOADING)
-    if (evidence.seed >= 0).any():
-        add("seed", c, *SEED)
-    if evidence.derivative.any():
-        add("scale", c, 0.0, SCALE)
-        add("error", c, *ERROR)
-        if c > 1:
-            add("bias", 1, *BIAS)
-    mean, deviation = np.concatenate(means), np.concatenate(deviations)
-    covariance = np.diag(np.square(deviation))
-    for q in range(latents):
-        at = slots[f"length{q}"]
-        covariance[at, at] = LENGTH[1] ** 2 + LENGTH[2] ** 2 * np.eye(m)
-    return Layout(len(mean), slots, mean, np.linalg.inv(covariance))
 
 
 @dataclass(frozen=True)
@@ -154,7 +103,7 @@ class Parts:
     """The covariance of the observations at one `theta`, in pieces.
 
     loadings [latents, c]: factor of each process in each capability; response [c, n]: 1 for values, s_c / n_c
-    for derivatives; error [c, c, n, n]-like pieces are summed in `matrix` [N, N]
+    for derivatives; error [c, c, n, n]-like pieces are summed in `matrix` [N, N]; away [N]: targets minus their mean
     """
 
     lengths: np.ndarray
@@ -162,6 +111,7 @@ class Parts:
     response: np.ndarray
     kernels: tuple[Blocks, ...]
     matrix: np.ndarray
+    away: np.ndarray
 
 
 def lengths_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -175,6 +125,11 @@ def loadings_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
     if problem.coupled:
         loadings = np.vstack([loadings, problem.layout.get(theta, "loading")])
     return loadings
+
+
+def trend_size(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """exp(t) [c]: by what factor each capability's trend is larger than expected."""
+    return np.exp(problem.layout.get(theta, "trend"))
 
 
 def response_of(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -214,6 +169,9 @@ def assemble(problem: Problem, theta: np.ndarray) -> Parts:
         for a in np.flatnonzero(loading):
             for b in np.flatnonzero(loading):
                 full[a, :, b] += np.outer(loading[a] * response[a], loading[b] * response[b]) * kernel.matrix
+    size = trend_size(problem, theta)
+    for a in range(c):
+        full[a, :, a] += np.outer(size[a] * response[a], size[a] * response[a]) * problem.trend.kernel
     for _, over, rows in noise_terms(problem, theta):
         for a, b in zip(*np.nonzero(over), strict=True):
             full[a, :, b] += over[a, b] * rows
@@ -222,7 +180,8 @@ def assemble(problem: Problem, theta: np.ndarray) -> Parts:
     else:
         flat = problem.capability * n + problem.row
         matrix = full.reshape(c * n, c * n)[np.ix_(flat, flat)]
-    return Parts(lengths, loadings, response, kernels, matrix)
+    mean = (size[:, None] * response * problem.trend.mean)[problem.capability, problem.row]
+    return Parts(lengths, loadings, response, kernels, matrix, problem.targets - mean)
 
 
 def negative_log_posterior(theta: np.ndarray, problem: Problem) -> tuple[float, np.ndarray]:
@@ -236,15 +195,17 @@ def negative_log_posterior(theta: np.ndarray, problem: Problem) -> tuple[float, 
     except np.linalg.LinAlgError:
         return 1e10, pull
     size = len(problem.targets)
-    alpha = cho_solve((factor, True), problem.targets, check_finite=False)
-    value = 0.5 * problem.targets @ alpha + np.log(np.diag(factor)).sum() + 0.5 * size * np.log(2 * np.pi)
+    alpha = cho_solve((factor, True), parts.away, check_finite=False)
+    value = 0.5 * parts.away @ alpha + np.log(np.diag(factor)).sum() + 0.5 * size * np.log(2 * np.pi)
     value += 0.5 * away @ pull
     inner = 0.5 * (cho_solve((factor, True), np.eye(size), check_finite=False) - np.outer(alpha, alpha))
-    return float(value), _slopes(problem, theta, parts, inner) + pull
+    return float(value), _slopes(problem, theta, parts, inner, alpha) + pull
 
 
-def _slopes(problem: Problem, theta: np.ndarray, parts: Parts, inner: np.ndarray) -> np.ndarray:
-    """sum(inner * d covariance / d theta)."""
+def _slopes(
+    problem: Problem, theta: np.ndarray, parts: Parts, inner: np.ndarray, alpha: np.ndarray
+) -> np.ndarray:
+    """sum(inner * d covariance / d theta) - alpha . d mean / d theta."""
     layout, (c, n) = problem.layout, parts.response.shape
     flat = problem.capability * n + problem.row
     if len(flat) == c * n:
@@ -271,6 +232,13 @@ def _slopes(problem: Problem, theta: np.ndarray, parts: Parts, inner: np.ndarray
                     loading[a] * parts.response[a], loading[b] * parts.response[b]
                 )
         slope[layout.slots[f"length{q}"]] = length_slopes(problem.of, kernel, total, parts.lengths[q])
+    pulled = np.zeros_like(parts.response)
+    pulled[problem.capability, problem.row] = alpha
+    for a, size in enumerate(trend_size(problem, theta)):
+        through = size**2 * ((full[a, :, a] * problem.trend.kernel) @ parts.response[a])
+        mean = size * problem.trend.mean * pulled[a]
+        slope[layout.slots["trend"].start + a] += parts.response[a] @ (2 * through - mean)
+        on_response[a] += 2 * through - mean
     for name, over, rows in noise_terms(problem, theta):
         if name == "offset":
             continue

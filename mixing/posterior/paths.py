@@ -15,17 +15,17 @@ from scipy.linalg import cho_solve
 from scipy.special import erf
 
 from mixing.fit.search import Simplex
+from mixing.posterior.drawing import root, whole_shares
 from mixing.posterior.kernel import blocks, functionals, slopes
-from mixing.posterior.model import OFFSET_VARIANCE, noise_terms
+from mixing.posterior.model import OFFSET_VARIANCE, noise_terms, trend_size
 from mixing.posterior.posterior import (
     Component,
     LossPosterior,
     constants,
     kernel_slope,
     pulls,
-    root,
-    whole_shares,
 )
+from mixing.posterior.trend import MEAN, SPREAD
 
 COSINES = 192
 STEPS = 80
@@ -44,18 +44,20 @@ class _Waves:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """Functions of one component: pull [D, latents, n], waves by latent or None, constant [D]."""
+    """Functions of one component: pull [D, latents, n], waves by latent or None, trend [D], constant [D]."""
 
     component: Component
     pull: np.ndarray
     waves: tuple[_Waves, ...] | None
+    trend: np.ndarray
     constant: np.ndarray
 
     def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values [D] and gradients [D, m] of function d at mixture d of [D, m]."""
         problem = self.component.problem
         points = functionals(weights, None, problem.epsilon)
-        value, slope = self.constant.copy(), np.zeros_like(weights)
+        value = self.constant + problem.trend.basis(points.at) * self.trend
+        slope = np.tile(-self.trend[:, None] / problem.trend.unit, weights.shape[1])
         for q, length in enumerate(self.component.lengths):
             block = blocks(points, problem.of, length)
             value += (block.matrix * self.pull[:, q]).sum(1)
@@ -95,7 +97,8 @@ def mean_functions(posterior: LossPosterior, objectives: np.ndarray) -> Function
             problem = component.problem
             pull = np.stack([pulls(component, o) for o in own])
             constant = own @ (problem.mean + problem.scale * constants(component))
-            bundle = _Bundle(component, pull, None, constant)
+            trend = (own * problem.scale) @ component.trend
+            bundle = _Bundle(component, pull, None, trend, constant)
             parts.append((bundle, np.arange(count), component.weight))
     return Functions(count, tuple(parts))
 
@@ -111,6 +114,7 @@ def sampled_functions(posterior: LossPosterior, objective: np.ndarray, draws: in
     c, m = posterior.losses.shape[1], len(posterior.sources)
     normal, of_waves = shared((draws, n, c)) @ link, shared((draws, COSINES, c)) @ link
     frequency, phase = shared((COSINES, m)), np.pi * (1 + erf(shared(COSINES) / np.sqrt(2)))
+    of_trends = shared((draws, c)) @ link
     for place, group in enumerate(posterior.groups):
         own = objective[list(group.capabilities)]
         if not own.any():
@@ -122,9 +126,11 @@ def sampled_functions(posterior: LossPosterior, objective: np.ndarray, draws: in
         for component, count in zip(group.components, counts, strict=True):
             if count:
                 rows = order[start : start + count]
-                of_runs = normal[rows][:, :, list(group.capabilities)].transpose(0, 2, 1)
+                places = list(group.capabilities)
+                of_runs = normal[rows][:, :, places].transpose(0, 2, 1)
+                trends = of_trends[rows][:, places]
                 waves = _Waves(frequency, phase, of_waves[rows][:, :, group.capabilities[0]])
-                bundle = _draw(component, own, of_runs, waves, rng)
+                bundle = _draw(component, own, of_runs, trends, waves, rng)
                 parts.append((bundle, rows, 1.0))
             start += count
     return Functions(draws, tuple(parts))
@@ -134,15 +140,17 @@ def _draw(
     component: Component,
     objective: np.ndarray,
     of_runs: np.ndarray,
+    of_trends: np.ndarray,
     common: _Waves,
     rng: np.random.Generator,
 ) -> _Bundle:
-    """Functions whose runs have the noise `of_runs` [D, c, n] and whose first process the waves `common`, both
-    standard normal."""
+    """Functions whose runs have the noise `of_runs` [D, c, n], whose trends have the coefficients `of_trends` [D, c]
+    and whose first process has the waves `common`, all standard normal."""
     draws = len(of_runs)
     problem, (c, n) = component.problem, component.response.shape
-    of = problem.of
-    observed = np.zeros((draws, c, n))
+    of, size = problem.of, trend_size(problem, component.theta)
+    trend = size * (MEAN + SPREAD * of_trends)
+    observed = component.response * trend[:, :, None] * problem.trend.rows
     waves = []
     for q, length in enumerate(component.lengths):
         normal = common.weight if q == 0 else rng.standard_normal((draws, COSINES))
@@ -171,7 +179,8 @@ def _draw(
     pull = amplitudes[None, :, None] * np.einsum("qc,dcn->dqn", component.loadings, weighed)
     offset = offset + OFFSET_VARIANCE * full[:, :, problem.evidence.runs].sum(axis=2)
     constant = (problem.mean + problem.scale * offset) @ objective
-    return _Bundle(component, pull, tuple(waves), constant)
+    trend = (trend + np.square(size * SPREAD) * (weighed @ problem.trend.rows)) @ (objective * problem.scale)
+    return _Bundle(component, pull, tuple(waves), trend, constant)
 
 
 def _noise(over: np.ndarray, rows: np.ndarray, normal: np.ndarray) -> np.ndarray:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
+from mixing.posterior.drawing import root, whole_shares
 from mixing.posterior.evidence import MAIN, Evidence
-from mixing.posterior.kernel import blocks, functionals, slopes
+from mixing.posterior.kernel import blocks, features, functionals, slopes
 from mixing.posterior.model import (
     OFFSET_VARIANCE,
     Problem,
     assemble,
-    lengths_of,
-    loadings_of,
-    response_of,
+    trend_size,
 )
+from mixing.posterior.trend import MEAN, SPREAD
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Component:
     problem: the evidence in the features of one epsilon; weight: its share of the posterior
     factor: Cholesky of the observations' covariance [N, N]; alpha [N]
     lengths [latents, m]; loadings [latents, c]; response [c, n]
+    trend [c]: posterior mean of the trend's coefficient b (`mixing.posterior.trend`)
     """
 
     problem: Problem
@@ -36,15 +37,20 @@ class Component:
     lengths: np.ndarray
     loadings: np.ndarray
     response: np.ndarray
+    trend: np.ndarray
 
 
 def make_component(problem: Problem, theta: np.ndarray, weight: float) -> Component:
     """Condition on the evidence with these hyperparameters."""
-    factor = cholesky(assemble(problem, theta).matrix, lower=True, check_finite=False)
-    alpha = cho_solve((factor, True), problem.targets, check_finite=False)
+    parts = assemble(problem, theta)
+    factor = cholesky(parts.matrix, lower=True, check_finite=False)
+    alpha = cho_solve((factor, True), parts.away, check_finite=False)
+    size, weighed = trend_size(problem, theta), np.zeros_like(parts.response)
+    weighed[problem.capability, problem.row] = alpha
+    moved = SPREAD**2 * (weighed * parts.response) @ problem.trend.rows
     return Component(
-        problem, theta, weight, factor, alpha,
-        lengths_of(problem, theta), loadings_of(problem, theta), response_of(problem, theta),
+        problem, theta, weight, factor, alpha, parts.lengths, parts.loadings, parts.response,
+        size * (MEAN + size * moved),
     )  # fmt: skip
 
 
@@ -70,7 +76,7 @@ def moments(component: Component, weights: np.ndarray) -> tuple[np.ndarray, np.n
     problem = component.problem
     cross, prior = _covariances(component, weights)
     q, c = len(weights), problem.outputs
-    mean = problem.mean + problem.scale * (cross @ component.alpha).reshape(c, q).T
+    mean = problem.mean + problem.scale * standard_mean(component, cross, weights)
     half = solve_triangular(component.factor, cross.T, lower=True, check_finite=False)
     covariance = (prior - half.T @ half).reshape(c, q, c, q).transpose(1, 0, 3, 2)
     return mean, covariance * problem.scale[None, :, None, None] * problem.scale
@@ -109,8 +115,7 @@ class LossPosterior:
         for group in self.groups:
             for component in group.components:
                 problem = component.problem
-                cross = _cross(component, weights)
-                value = (cross @ component.alpha).reshape(problem.outputs, len(weights)).T
+                value = standard_mean(component, _cross(component, weights), weights)
                 found[:, group.capabilities] += component.weight * (problem.mean + problem.scale * value)
         return found
 
@@ -197,7 +202,9 @@ class LossPosterior:
                 point = functionals(weights[None], None, problem.epsilon)
                 pull = pulls(component, own)
                 total = float(own @ (problem.mean + problem.scale * constants(component)))
-                along = np.zeros(len(weights))
+                trend = float((own * problem.scale) @ component.trend)
+                total += trend * float(problem.trend.basis(point.at)[0])
+                along = np.full(len(weights), -trend / problem.trend.unit)
                 for q, length in enumerate(component.lengths):
                     block = blocks(point, problem.of, length)
                     total += float(block.matrix[0] @ pull[q])
@@ -245,6 +252,13 @@ def constants(component: Component) -> np.ndarray:
     )
 
 
+def standard_mean(component: Component, cross: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Posterior mean [q, c] at mixtures [q, m] in units of the spread; cross: `_cross` there."""
+    problem, c = component.problem, component.problem.outputs
+    prior = MEAN * problem.trend.basis(features(weights, problem.epsilon))
+    return (cross @ component.alpha).reshape(c, -1).T + prior[:, None] * trend_size(problem, component.theta)
+
+
 def _cross(component: Component, weights: np.ndarray) -> np.ndarray:
     """Covariance [c q, N] of the losses at mixtures [q, m] with the observations."""
     problem, q, (c, n) = component.problem, len(weights), component.response.shape
@@ -256,8 +270,9 @@ def _cross(component: Component, weights: np.ndarray) -> np.ndarray:
             for b in np.flatnonzero(loading):
                 full[a, :, b] += loading[a] * loading[b] * component.response[b] * kernel
     main = problem.evidence.offset == MAIN
-    for own in range(c):
-        full[own, :, own] += OFFSET_VARIANCE * main
+    trend = SPREAD**2 * np.outer(problem.trend.basis(points.at), problem.trend.rows)
+    for own, size in enumerate(trend_size(problem, component.theta)):
+        full[own, :, own] += size**2 * component.response[own] * trend + OFFSET_VARIANCE * main
     return full.reshape(c * q, c * n)[:, problem.capability * n + problem.row]
 
 
@@ -270,27 +285,8 @@ def _covariances(component: Component, weights: np.ndarray) -> tuple[np.ndarray,
         for a in np.flatnonzero(loading):
             for b in np.flatnonzero(loading):
                 prior[a, :, b] += loading[a] * loading[b] * kernel
-    for own in range(c):
-        prior[own, :, own] += OFFSET_VARIANCE
+    basis = problem.trend.basis(points.at)
+    trend = SPREAD**2 * np.outer(basis, basis)
+    for own, size in enumerate(trend_size(problem, component.theta)):
+        prior[own, :, own] += size**2 * trend + OFFSET_VARIANCE
     return _cross(component, weights), prior.reshape(c * q, c * q)
-
-
-def root(covariance: np.ndarray) -> np.ndarray:
-    symmetric = (covariance + covariance.T) / 2
-    size = float(np.trace(symmetric)) / len(symmetric)
-    for jitter in (1e-12, 1e-10, 1e-8):
-        try:
-            return np.linalg.cholesky(symmetric + jitter * max(size, 1e-300) * np.eye(len(symmetric)))
-        except np.linalg.LinAlgError:
-            continue
-    values, vectors = np.linalg.eigh(symmetric)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
-
-
-def whole_shares(weights: np.ndarray, draws: int) -> np.ndarray:
-    """Whole numbers that sum to `draws`, in proportion (largest remainder)."""
-    exact = weights / weights.sum() * draws
-    counts = np.floor(exact).astype(int)
-    for index in np.argsort(counts - exact, kind="stable")[: draws - int(counts.sum())]:
-        counts[index] += 1
-    return counts

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from mixing.posterior.model import Problem, lengths_of, loadings_of, negative_log_posterior
+from mixing.posterior.model import Problem, lengths_of, loadings_of, negative_log_posterior, trend_size
 from mixing.posterior.posterior import LossPosterior
 
 LEVEL = 0.9
@@ -89,7 +89,9 @@ def _profile(problem: Problem, theta: np.ndarray, place: int) -> tuple[np.ndarra
     """Grid of r, its normalised density (the prior's included), and the error's size at each."""
     derivative = problem.evidence.derivative
     along = problem.of.along[derivative] / lengths_of(problem, theta)[place]
-    spread = float(np.sqrt(np.square(along).sum(axis=1).mean()) * loadings_of(problem, theta)[place, place])
+    of_process = np.square(along).sum(axis=1) * loadings_of(problem, theta)[place, place] ** 2
+    of_trend = np.diag(problem.trend.kernel)[derivative] * trend_size(problem, theta)[place] ** 2
+    spread = float(np.sqrt((of_process + of_trend).mean()))
     unit = float(problem.expected[place]) / max(spread, 1e-6)
     at = problem.layout.slots["scale"].start + place
     noise = problem.layout.slots["error"].start + place

@@ -1,11 +1,11 @@
-"""`mixwright loo`."""
+"""`mixwright loo` and `mixwright doremi`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from recipes.cli import app
-from recipes.cli.output import JsonOption, SetOption, print_json, print_table
+from recipes.cli.output import JsonOption, SetOption, print_json, print_table, say
 from recipes.cli.running import OutOption, RecipeArgument, execute
 
 
@@ -31,3 +31,43 @@ def loo(
         list(rows.values()),
         {"source": "Source"} | {name: name.capitalize() for name in capabilities},
     )
+
+
+@app.command()
+def doremi(
+    recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Train DoReMi's reference model and proxy, and show the weights that group-DRO found."""
+    from curation.atomic import read_json
+
+    run = execute(recipe, out, set_, goal="doremi")
+    file = run.path("doremi", "doremi.json")
+    result = read_json(file)
+    if as_json:
+        print_json(result)
+        return
+    course = result["trajectory"]
+    rows = [
+        {
+            "source": name,
+            "reference": result["reference"].get(name, 0.0),
+            "weight": weight,
+            "last": course["weights"][name][-1],
+            "excess": course["excess"][name][-1],
+        }
+        for name, weight in result["weights"].items()
+    ]
+    print_table(
+        f"DoReMi's weights: mean over {result['updates']:,} updates, the last ones, and the last excess loss",
+        rows,
+        {
+            "source": "Source",
+            "reference": "Reference",
+            "weight": "Weight",
+            "last": "Last",
+            "excess": "Excess, nats",
+        },
+    )
+    for note in result["notes"]:
+        say(f"  {note}.")
+    say(f"  mixwright fit --method doremi --doremi {file} --out mixture.json makes a mixture of it.")

@@ -6,6 +6,7 @@ from recipes.pipeline import Stage
 from recipes.schema import Recipe
 from recipes.stages.compressing import COMPRESSION
 from recipes.stages.curating import REPRESENTATIVE
+from recipes.stages.doremi import DOREMI
 from recipes.stages.final import MODEL, PRETRAIN
 from recipes.stages.front import FRONT, comparable_runs
 from recipes.stages.near_duplicates import NEAR_DUPLICATES
@@ -30,6 +31,7 @@ STAGES: dict[str, Stage] = {
         TOKENS,
         PROXY_RUNS,
         LEAVE_ONE_OUT,
+        DOREMI,
         DOMAIN_MODELS,
         INFLUENCE,
         TOKEN_BENEFITS,
@@ -54,6 +56,8 @@ def stages_for(recipe: Recipe, goal: str | None = None) -> list[Stage]:
     absent = {name for name in ("sft", "grpo") if getattr(recipe.post_training, name) is None}
     if recipe.compression is None:
         absent.add("compression")
+    if recipe.doremi is None and goal != "doremi":
+        absent.add("doremi")
     if len(recipe.capabilities) < 2 or not comparable_runs(recipe):
         absent.add("front")
     if "domain_models" not in recipe.influence.references:

@@ -93,7 +93,8 @@ def spent_by(results: list[ProxyResult]) -> Spent:
     return Spent(flops=flops, tokens=sum(result.tokens for result in results))
 
 
-def _estimate(recipe: Recipe, runs: int) -> Spent:
+def estimate_runs(recipe: Recipe, runs: int) -> Spent:
+    """What so many proxy runs are expected to spend."""
     settings = recipe.proxy
     per_run = total_steps(settings, settings.tokens) * settings.sequence_tokens * settings.batch_sequences
     flops_per_token = model_config(recipe).flops_per_token(settings.sequence_tokens)
@@ -105,7 +106,8 @@ def _estimate(recipe: Recipe, runs: int) -> Spent:
     return Spent(flops=runs * (per_run + evaluated) * flops_per_token, tokens=runs * per_run)
 
 
-def _data_settings(recipe: Recipe) -> dict[str, Any]:
+def data_settings(recipe: Recipe) -> dict[str, Any]:
+    """The part of the recipe that decides what its small runs learn from."""
     return {
         "model": recipe.model.model_dump(),
         "proxy": recipe.proxy.model_dump(exclude={"executor"}),
@@ -196,7 +198,7 @@ PROXY_RUNS = Stage(
     folder="proxy_runs",
     needs=("tokens", "probes"),
     settings=lambda recipe: [
-        _data_settings(recipe),
+        data_settings(recipe),
         recipe.leave_one_out.model_dump(exclude={"shrink"}),
         recipe.influence.checkpoints,
         recipe.influence.references,
@@ -204,7 +206,9 @@ PROXY_RUNS = Stage(
     outputs=("ratios.csv", "metrics.csv", "baseline.json", "*/evaluations/*.parquet"),
     work=_proxy_runs,
     about="train with all sources, and without each",
-    estimate=lambda recipe: _estimate(recipe, (len(recipe.sources) + 1) * len(recipe.leave_one_out.seeds)),
+    estimate=lambda recipe: estimate_runs(
+        recipe, (len(recipe.sources) + 1) * len(recipe.leave_one_out.seeds)
+    ),
     parallel=True,
     fixed_seconds=8,
 )
@@ -225,14 +229,14 @@ DOMAIN_MODELS = Stage(
     folder="domain_models",
     needs=("tokens", "probes"),
     settings=lambda recipe: [
-        _data_settings(recipe),
+        data_settings(recipe),
         recipe.influence.checkpoints,
         recipe.leave_one_out.seeds[0],
     ],
     outputs=("ratios.csv", "metrics.csv", "*/train/checkpoints/*/model.safetensors"),
     work=_domain_models,
     about="train a model for each capability",
-    estimate=lambda recipe: _estimate(recipe, len(recipe.capabilities)),
+    estimate=lambda recipe: estimate_runs(recipe, len(recipe.capabilities)),
     parallel=True,
     fixed_seconds=6,
 )
@@ -241,11 +245,13 @@ COMPARISON = Stage(
     name="comparison",
     folder="comparison",
     needs=("mixtures", "tokens", "test", "probes"),
-    settings=lambda recipe: [_data_settings(recipe), recipe.comparison.model_dump()],
+    settings=lambda recipe: [data_settings(recipe), recipe.comparison.model_dump()],
     outputs=("comparison.json", "on_probes.json"),
     work=_comparison,
     about="train on each mixture, paired seeds, unseen text",
-    estimate=lambda recipe: _estimate(recipe, len(recipe.comparison.mixtures) * len(recipe.comparison.seeds)),
+    estimate=lambda recipe: estimate_runs(
+        recipe, len(recipe.comparison.mixtures) * len(recipe.comparison.seeds)
+    ),
     parallel=True,
     fixed_seconds=8,
 )

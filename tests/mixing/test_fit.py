@@ -123,6 +123,29 @@ def test_gradients_of_the_process_are_right_and_left_out_predictions_too() -> No
     assert process.left_out()[4] == pytest.approx(expected, rel=1e-6)
 
 
+def test_log_linear_fit_is_as_low_as_scipys() -> None:
+    rng = np.random.default_rng(3)
+    weights = rng.dirichlet(np.ones(4), 30)
+    losses = 1 + np.exp(weights @ np.array([-1.0, -0.3, 0.2, 0.0])) + 0.02 * rng.standard_normal(30)
+    losses[:3] += 0.3  # outliers
+    for ridge in (1e-10, 0.1):
+
+        def value(theta: np.ndarray, ridge: float = ridge) -> float:
+            residuals = np.abs(theta[0] + np.exp(weights @ theta[1:]) - losses)
+            huber = np.where(residuals <= 0.02, residuals**2 / 2, 0.02 * (residuals - 0.01))
+            return float(huber.sum() + ridge / 2 * np.square(theta[1:] - theta[1:].mean()).sum())
+
+        found = fit_log_linear(weights, losses, ridge=ridge)
+        own = value(np.concatenate([[np.exp(found.log_floor)], found.slopes]))
+        starts = [
+            np.concatenate([[floor], slopes]) for floor in (0.1, 0.9) for slopes in (np.zeros(4), -np.ones(4))
+        ]
+        bounds = [(1e-13, None)] + [(None, None)] * 4
+        best = min(minimize(value, start, bounds=bounds, method="L-BFGS-B", options={"maxiter": 2000}).fun
+                   for start in starts)  # fmt: skip
+        assert own <= best + 1e-7
+
+
 def test_log_linear_law_is_recovered() -> None:
     weights = design(20)
     fitted = fit_log_linear(weights, law(weights)[:, 0])

@@ -17,6 +17,7 @@ from mixing.posterior.kernel import blocks, features, functionals, length_slopes
 from mixing.posterior.model import OFFSET_VARIANCE, make_problem, negative_log_posterior
 from mixing.posterior.paths import sampled_functions
 from mixing.posterior.posterior import LossPosterior, make_component, moments
+from mixing.posterior.trend import MEAN, SPREAD
 
 SOURCES, METRICS = ("a", "b", "c", "d"), ("code", "knowledge", "math")
 SLOPES = np.array([[-1.5, -0.2, -0.3, 0.2], [-0.1, -1.2, -0.2, 0.2], [0.0, -0.3, -1.6, 0.1]])
@@ -102,13 +103,41 @@ def test_likelihood_is_scipys_and_its_gradient_is_right(coupled: bool) -> None:
     theta = problem.layout.mean + 0.3 * np.random.default_rng(3).standard_normal(problem.layout.size)
     value, slope = negative_log_posterior(theta, problem)
     prior = multivariate_normal(problem.layout.mean, np.linalg.inv(problem.layout.precision))
-    expected = -multivariate_normal(cov=_dense(problem, theta)).logpdf(problem.targets)
+    expected = -multivariate_normal(_trend_mean(problem, theta), _dense(problem, theta)).logpdf(
+        problem.targets
+    )
     expected += prior.logpdf(problem.layout.mean) - prior.logpdf(theta)
     assert value == pytest.approx(expected, rel=1e-6)
     step = 1e-5 * np.eye(len(theta))
     numeric = [(negative_log_posterior(theta + e, problem)[0] - negative_log_posterior(theta - e, problem)[0]) / 2e-5
                for e in step]  # fmt: skip
     np.testing.assert_allclose(slope, numeric, atol=2e-4)
+
+
+def _trend_rows(problem, extra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """r of the trend by its definition, at the evidence (derivatives by differences) and at mixtures `extra`."""
+    evidence = problem.evidence
+    at = features(evidence.points[evidence.runs], problem.epsilon)
+
+    def r(w: np.ndarray) -> float:
+        away = np.log(w + problem.epsilon) / abs(np.log(problem.epsilon)) - at.mean(axis=0)
+        return float(-away.sum() / np.sqrt(at.var(axis=0).sum()))
+
+    seen = []
+    for w, u, slope in zip(evidence.points, evidence.directions, evidence.derivative, strict=True):
+        seen.append((r(w + 1e-6 * u) - r(w - 1e-6 * u)) / 2e-6 if slope else r(w))
+    return np.array(seen), np.array([r(w) for w in extra])
+
+
+def _trend_mean(problem, theta: np.ndarray) -> np.ndarray:
+    """What the model expects of the observations, number by number."""
+    part = {name: theta[at] for name, at in problem.layout.slots.items()}
+    rows = _trend_rows(problem, np.zeros((0, 4)))[0]
+    found = []
+    for c, i in zip(problem.capability, problem.row, strict=True):
+        response = part["scale"][c] / problem.expected[c] if problem.evidence.derivative[i] else 1.0
+        found.append(MEAN * np.exp(part["trend"][c]) * response * rows[i])
+    return np.array(found)
 
 
 def _dense(problem, theta: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
@@ -142,6 +171,12 @@ def _dense(problem, theta: np.ndarray, extra: np.ndarray | None = None) -> np.nd
             return -k * (d @ (lam * u))
         return k * (u @ (lam * v) - (d @ (lam * u)) * (d @ (lam * v)))
 
+    r_seen, r_new = _trend_rows(problem, extra)
+
+    def trend(c: int, one, two) -> float:
+        left, right = ((r_seen if row[0] == "seen" else r_new)[row[2]] for row in (one, two))
+        return float((SPREAD * np.exp(part["trend"][c])) ** 2 * left * right)
+
     full = np.zeros((len(rows), len(rows)))
     for a, one in enumerate(rows):
         for b, two in enumerate(rows):
@@ -150,7 +185,9 @@ def _dense(problem, theta: np.ndarray, extra: np.ndarray | None = None) -> np.nd
             for place, (kind, cap, row) in enumerate((one, two)):
                 if kind == "seen" and evidence.derivative[row]:
                     responses[place] = part["scale"][cap] / problem.expected[cap]
-            signal = np.exp(2 * part["signal"][c]) * kernel(c, one, two) if c == e else 0.0
+            signal = 0.0
+            if c == e:
+                signal += np.exp(2 * part["signal"][c]) * kernel(c, one, two) + trend(c, one, two)
             if problem.coupled:
                 signal += part["loading"][c] * part["loading"][e] * kernel(problem.outputs, one, two)
             value = responses[0] * responses[1] * signal
@@ -186,7 +223,9 @@ def test_posterior_is_dense_conditioning_of_all_three_kinds_of_evidence() -> Non
     joint, n = _dense(problem, theta, fresh), len(problem.targets)
     gain = np.linalg.solve(joint[:n, :n], joint[:n, n:]).T
     mean, covariance = moments(component, fresh)
-    expected = (gain @ problem.targets).reshape(3, 3).T * problem.scale + problem.mean
+    prior = MEAN * np.outer(_trend_rows(problem, fresh)[1], np.exp(theta[problem.layout.slots["trend"]]))
+    away = problem.targets - _trend_mean(problem, theta)
+    expected = ((gain @ away).reshape(3, 3).T + prior) * problem.scale + problem.mean
     np.testing.assert_allclose(mean, expected, rtol=1e-7)
     spread = (joint[n:, n:] - gain @ joint[:n, n:]).reshape(3, 3, 3, 3).transpose(1, 0, 3, 2)
     spread = spread * problem.scale[None, :, None, None] * problem.scale

@@ -21,6 +21,7 @@ SMALLER: dict[str, Any] = {
         "resamples": 50,
     },
     "model": {"layers": 1, "dim": 32, "heads": 2, "kv_heads": 1, "ffn_dim": 64, "max_positions": 256},
+    "doremi": {"eta": 0.5},
     "comparison": {"mixtures": ["uniform", "influence", "leave_one_out"], "seeds": [101, 102]},
 }
 SMALLER_INSIDE: dict[str, dict[str, Any]] = {

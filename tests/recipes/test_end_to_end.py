@@ -24,6 +24,7 @@ RESULTS = (
     "mixtures/influence/mixture.json",
     "mixtures/leave_one_out/mixture.json",
     "leave_one_out/leave_one_out.json",
+    "doremi/doremi.json",
     "influence/summary.json",
     "front/pareto.json",
     "token_benefits/tokens.json",
@@ -201,6 +202,19 @@ def test_given_mixtures_are_compared_with_uniform(finished: Path) -> None:
     assert [path.stat().st_mtime_ns for path in Path(record["folder"]).glob("runs/*/result.json")] == made
     nameless = mixwright("compare", recipe, "--out", str(finished), "--mixtures", "uniform=x.json")
     assert nameless.returncode == 2 and "no name of its own" in nameless.stderr
+
+
+def test_doremi_gives_weights_that_fit_makes_a_mixture_of(finished: Path, tmp_path: Path) -> None:
+    shown = mixwright("doremi", str(finished.parent / "miniature.yaml"), "--out", str(finished))
+    assert shown.returncode == 0 and "DoReMi's weights" in shown.stdout, shown.stderr
+    found = read_json(finished / "doremi" / "doremi.json")
+    assert sum(found["weights"].values()) == pytest.approx(1.0) and len(found["trajectory"]["step"]) == 8
+    out = tmp_path / "mixture.json"
+    fitted = mixwright(
+        "fit", "--method", "doremi", "--doremi", str(finished / "doremi" / "doremi.json"), "--out", str(out)
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    assert read_json(out)["weights"] == pytest.approx(found["weights"])
 
 
 def test_compression_between_pretraining_and_post_training(finished: Path) -> None:
