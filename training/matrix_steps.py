@@ -163,6 +163,8 @@ class RlStep:
 
 def _told(settings: SftSettings) -> dict[str, Any]:
     told = asdict(settings)
+    if settings.turns == "all":  # so that steps from before there was a choice are found again
+        del told["turns"]
     if settings.distillation:
         told["distillation"] = deciding_distillation(settings.distillation)
     return told
@@ -185,7 +187,7 @@ def _together(files: Sequence[Path], out: Path) -> Path:
 def _fine_tune(start: Path, chats: Path, out: Path, settings: SftSettings) -> Cost:
     sft(start, chats, out, settings)
     config = start_config(start)
-    read = read_chats(chats, start_tokenizer(start, None), method=settings.mask)
+    read = read_chats(chats, start_tokenizer(start, None), method=settings.mask, turns=settings.turns)
     kept, _ = fit_chats(read.chats, settings, config.max_positions, str(chats))
     tokens = settings.epochs * sum(len(chat.ids) - 1 for chat in kept)
     context = tokens // (settings.epochs * len(kept)) + 1
