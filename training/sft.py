@@ -21,6 +21,7 @@ from curation.progress import note
 from training.chat import MaskMethod, RenderedChat, Rewritten, Turns, read_chats
 from training.checkpoint import load_checkpoint_model
 from training.distillation_settings import Distillation
+from training.distributed import check_ranks, join_ranks
 from training.huggingface import read_generation
 from training.lessons import CHATS, check_teacher_of_chats
 from training.loop import TrainSettings, train
@@ -163,10 +164,13 @@ def sft(
 
     The updates are those of training.loop, whose files `out` gets too: metrics.jsonl (loss in nats per
     assistant token), checkpoints/. A finished `out` returns at once; a killed run continues and ends with the
-    same bytes.
+    same bytes. Called by every process that torchrun has started, it trains one model with all of them (copies):
+    each reads its part of every update.
     """
     settings = settings or SftSettings()
     out, start = Path(out), Path(start)
+    ranks = join_ranks(settings.device)
+    check_ranks(ranks, settings.batch_sequences)
     tokenizer = start_tokenizer(start, tokenizer)
     config = policy_config(start)
     if settings.distillation:
@@ -189,14 +193,20 @@ def sft(
     )
     final = out / "model"
     generation = read_generation(start) | (generation or {})
-    save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
     report = {
         "chats": len(chats),
         "left_out": left_out,
         "rewritten": asdict(rewritten),
         "broken": [asdict(b) for part in read for b in part.broken],
+        "steps": order.steps,
+        "settings": asdict(settings),
     }
-    write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})
+
+    def finish() -> None:
+        save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
+        write_json(out / "sft.json", report)
+
+    ranks.from_main(finish)
     return SftResult(final, order.steps, len(chats), left_out, rewritten)
 
 
@@ -250,9 +260,11 @@ class ChatOrder:
         return hash_value([chats, deciding])
 
     def batch(self, first: int, count: int) -> Batch:
-        """Rows first ... first + count - 1, or as many as there are."""
-        batch = chat_batch(self.chats, self.rows[first : first + count], self.settings.sequence_tokens)
-        check_labels(batch)
+        """Rows first ... first + count - 1, or as many as there are: a rank's part of the last update may be none."""
+        rows = self.rows[first : first + count]
+        batch = chat_batch(self.chats, rows, self.settings.sequence_tokens)
+        if rows:
+            check_labels(batch)
         return batch
 
 

@@ -10,7 +10,7 @@ import typer
 
 from curation.errors import RecipeError
 from recipes.cli import app
-from recipes.cli.output import JsonOption, console, print_json, say
+from recipes.cli.output import JsonOption, console, main_rank, print_json, say
 
 
 @app.command()
@@ -234,6 +234,8 @@ def _bounds(text: str | None) -> tuple[int, int] | None:
 def _print_result(
     result: dict[str, Any], as_json: bool, last: str = "The model is a Hugging Face folder."
 ) -> None:
+    if not main_rank():
+        return
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in result.items()}
     if as_json:
         print_json(plain)
