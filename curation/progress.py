@@ -87,6 +87,12 @@ def progress(description: str, total: float, unit: str = "items") -> Iterator[Ta
         yield Task(description, total, unit, bar, quiet=False)
 
 
+def note(words: str) -> None:
+    """A line for the log about what happens; nothing for "" or when quiet."""
+    if words and progress_mode() != "quiet":
+        print(f"  {words}", file=sys.stderr, flush=True)
+
+
 class StatusLine:
     """One line that its owner words itself: drawn anew in place at a terminal, printed now and then in a log."""
 

@@ -3,46 +3,99 @@
 Where the chat template marks it (`{% generation %}`), the mask is the template's. Elsewhere it is the
 difference of rendered prefixes: what a turn adds to the rendering of the turns before it, after the header
 that opens an assistant's turn. Both masks end with the end-of-turn token, which the model must learn to say;
-both are taken on one tokenisation of the whole chat, so that no token is split where the text was.
+both are taken on one tokenisation of the whole row, so that no token is split where the text was. Which rows a chat
+becomes is told in training.chat_rows.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from curation.errors import DataError
+from training.chat_rows import (
+    ChatRows,
+    MaskMethod,
+    Message,
+    RenderedChat,
+    Turns,
+    encode_rendered,
+    has_markers,
+    render_rows,
+    render_text,
+)
 from training.examples import Broken, check_broken, read_rows
 
-ROLES = ("system", "user", "assistant", "tool")
-MaskMethod = Literal["auto", "markers", "prefixes"]
-Message = dict[str, Any]
+__all__ = ["ChatData", "MaskMethod", "Message", "RenderedChat", "Rewritten", "Turns", "has_markers"]
 
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
-class RenderedChat:
-    """A chat as token ids, with whether each token was said by the assistant."""
+class Rewritten:
+    """What became of chats whose template writes earlier turns otherwise than the last.
 
-    ids: tuple[int, ...]
-    assistant: tuple[bool, ...]
+    chats, rows : so many chats have become so many rows
+    tokens      : of these rows;  last_tokens : of the last row of each chat, which is the chat written once
+    restored    : turns, of any chat, that were given back a thought which the template drops even from the last turn
+    """
+
+    chats: int = 0
+    rows: int = 0
+    tokens: int = 0
+    last_tokens: int = 0
+    restored: int = 0
+
+    @classmethod
+    def of(cls, chats: Iterable[ChatRows]) -> Rewritten:
+        """What became of these chats."""
+        chats = list(chats)
+        several = [chat.rows for chat in chats if len(chat.rows) > 1]
+        return cls(
+            len(several),
+            sum(map(len, several)),
+            sum(len(row.ids) for rows in several for row in rows),
+            sum(len(rows[-1].ids) for rows in several),
+            sum(chat.restored for chat in chats),
+        )
+
+    def __add__(self, other: Rewritten) -> Rewritten:
+        return Rewritten(
+            self.chats + other.chats,
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+            self.last_tokens + other.last_tokens,
+            self.restored + other.restored,
+        )
+
+    def told(self) -> str:
+        """A sentence for the log; "" where there is nothing to tell.
+
+        >>> Rewritten(restored=3).told()
+        'The template drops the thought of every turn: 3 turns are learnt as they were said'
+        """
+        said = []
+        if self.chats:
+            said.append(
+                f"The template writes earlier turns otherwise than the last: {self.chats:,} chats have become "
+                f"{self.rows:,} rows, {self.tokens:,} tokens in place of {self.last_tokens:,}"
+            )
+        if self.restored:
+            said.append(
+                f"The template drops the thought of every turn: {self.restored:,} turns are learnt as they were said"
+            )
+        return ". ".join(said)
 
 
 @dataclass(frozen=True)
 class ChatData:
-    """The usable chats of a file, in order, and what could not be used."""
+    """The usable chats of a file, in order, a row or several of each, and what could not be used."""
 
     chats: tuple[RenderedChat, ...]
     broken: tuple[Broken, ...]
-
-
-def has_markers(tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template marks what the assistant says."""
-    return bool(_MARKER.search(tokenizer.chat_template or ""))
+    rewritten: Rewritten = field(default_factory=Rewritten)
 
 
 def check_messages(messages: Any, where: str = "") -> list[Message]:
@@ -73,13 +126,30 @@ def check_messages(messages: Any, where: str = "") -> list[Message]:
 def render_chat(
     tokenizer: Any, messages: Sequence[Message], *, method: MaskMethod = "auto", where: str = ""
 ) -> RenderedChat:
-    """The ids and assistant mask of a chat.
+    """The ids and assistant mask of a chat that is one row; see training.chat_rows for `method`.
 
-    method : "markers" uses the template's {% generation %}, "prefixes" the difference of rendered prefixes,
-             "auto" the first where the template has it. Raises DataError when the template fails, or when it
-             renders earlier turns differently once later ones follow (as templates that drop earlier thoughts
-             do).
+    Raises DataError when the template fails, or renders earlier turns differently once later ones follow, so that
+    the chat needs several rows.
     """
+    rows = render_chat_rows(tokenizer, messages, method=method, where=where).rows
+    if len(rows) > 1:
+        raise DataError(
+            "The chat template renders the chat up to a turn differently once more follows",
+            where=where,
+            remedy="Take its rows from render_chat_rows",
+        )
+    return rows[0]
+
+
+def render_chat_rows(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    method: MaskMethod = "auto",
+    turns: Turns = "all",
+    where: str = "",
+) -> ChatRows:
+    """The rows of a chat, see training.chat_rows. DataError for what is no chat, or a tokenizer without a template."""
     checked = check_messages(list(messages), where)
     if tokenizer.chat_template is None:
         raise DataError(
@@ -87,9 +157,7 @@ def render_chat(
             where=where or "tokenizer",
             remedy="Use the tokenizer of an instruction model, or one that this project trained",
         )
-    if method == "markers" or (method == "auto" and has_markers(tokenizer)):
-        return _by_markers(tokenizer, checked, where)
-    return _by_prefixes(tokenizer, checked, where)
+    return render_rows(tokenizer, checked, method=method, turns=turns, where=where)
 
 
 def render_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, where: str = "") -> tuple[int, ...]:
@@ -106,29 +174,31 @@ def render_prompt(tokenizer: Any, prompt: str | Sequence[Message], *, where: str
             )
         return tuple(tokenizer.encode(prompt))
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return _encode(tokenizer, _render(tokenizer, messages, where, header=True))[0]
+    return encode_rendered(tokenizer, render_text(tokenizer, messages, where, header=True))[0]
 
 
-def read_chats(path: Path | str, tokenizer: Any, *, method: MaskMethod = "auto") -> ChatData:
+def read_chats(
+    path: Path | str, tokenizer: Any, *, method: MaskMethod = "auto", turns: Turns = "all"
+) -> ChatData:
     """The chats of a file: rows of {"messages": [...]}, or {"prompt", "answer" or "response"}.
 
     A prompt may be a text or a list of messages. Rows that are no chats are counted and named; DataError when
     more than a hundredth of them are.
     """
-    chats: list[RenderedChat] = []
+    chats: list[ChatRows] = []
     broken: list[Broken] = []
     for row in read_rows(path):
         if isinstance(row, Broken):
             broken.append(row)
             continue
         try:
-            chats.append(
-                render_chat(tokenizer, messages_of(row.value, row.where), method=method, where=row.where)
-            )
+            messages = messages_of(row.value, row.where)
+            chats.append(render_chat_rows(tokenizer, messages, method=method, turns=turns, where=row.where))
         except DataError as error:
             broken.append(Broken(row.where, error.what))
     check_broken(broken, len(chats), path)
-    return ChatData(tuple(chats), tuple(broken))
+    rows = tuple(row for chat in chats for row in chat.rows)
+    return ChatData(rows, tuple(broken), Rewritten.of(chats))
 
 
 def messages_of(value: dict[str, Any], where: str = "") -> list[Message]:
@@ -148,93 +218,3 @@ def messages_of(value: dict[str, Any], where: str = "") -> list[Message]:
         )
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return check_messages([*before, {"role": "assistant", "content": answer}], where)
-
-
-def _by_markers(tokenizer: Any, messages: list[Message], where: str) -> RenderedChat:
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except Exception as error:
-        raise _template_error(error, where) from error
-    mask = [bool(flag) for flag in rendered["assistant_masks"]]
-    if not any(mask):
-        raise DataError(
-            "The chat template marks no token as said by the assistant",
-            where=where,
-            remedy="Put {% generation %} around the assistant's content in the template, or choose prefixes",
-        )
-    return RenderedChat(tuple(rendered["input_ids"]), tuple(mask))
-
-
-def _by_prefixes(tokenizer: Any, messages: list[Message], where: str) -> RenderedChat:
-    whole = _render(tokenizer, messages, where)
-    ids, spans = _encode(tokenizer, whole)
-    mask = [False] * len(ids)
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if at:
-            before = _render(tokenizer, messages[:at], where)
-            header = _render(tokenizer, messages[:at], where, header=True)
-            # A header may hold more than the rendered turn keeps (an opened thought): their common beginning
-            # counts.
-            start = _common(header, whole)
-            _must_begin(start >= len(before), at, where)
-        else:
-            first = _render(tokenizer, messages[:1], where)
-            header = _render(tokenizer, messages[:1], where, header=True)[len(first) :]
-            start = first.find(header) + len(header)
-            _must_begin(start >= len(header), at, where)
-        through = _render(tokenizer, messages[: at + 1], where)
-        stop = len(through)
-        if not whole.startswith(through):
-            # A template may write something behind the last turn only (Phi 3 an end of text): the turn still ends
-            # with its end token, if the turn itself is the same.
-            stop = _common(through, whole)
-            turn = whole[start:stop]
-            ended = bool(tokenizer.eos_token) and tokenizer.eos_token in turn
-            _must_begin(ended and message["content"].strip() in turn, at, where)
-        said = [i for i, (left, right) in enumerate(spans) if start <= left < right <= stop]
-        ends = [i for i in said if ids[i] == tokenizer.eos_token_id]
-        for i in said:
-            mask[i] = not ends or i <= ends[-1]  # what follows the end of the turn (a line end) is nobody's
-    return RenderedChat(ids, tuple(mask))
-
-
-def _must_begin(fits: bool, at: int, where: str) -> None:
-    if not fits:
-        raise DataError(
-            f"The chat template renders the chat up to message {at} differently once more follows",
-            where=where,
-            remedy="Train on one assistant turn per row, or use a template with {% generation %} markers",
-        )
-
-
-def _render(tokenizer: Any, messages: list[Message], where: str, header: bool = False) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header)
-    except Exception as error:
-        raise _template_error(error, where) from error
-
-
-def _template_error(error: Exception, where: str) -> DataError:
-    return DataError(
-        f"The chat template fails: {error}",
-        where=where,
-        remedy="Mend the chat, or the tokenizer's chat template",
-    )
-
-
-def _encode(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """Ids and character spans of a rendered text, which already holds its special tokens."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return tuple(encoded["input_ids"]), encoded["offset_mapping"]
-
-
-def _common(one: str, other: str) -> int:
-    """Length of the common beginning of two texts."""
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(other))

@@ -141,7 +141,9 @@ class PackedRows:
         self.weights, self.room, self.written = weights, room, 0
         if weights.order is not None:
             keys = keys[..., weights.order]
-        self.keys, self.values = (part.to(weights.dtype).contiguous() for part in (keys, values))
+        # A bfloat16 product of so few rows takes a CPU twice the time of a float32 one, and casts besides.
+        self.dtype = torch.promote_types(weights.dtype, torch.float32)
+        self.keys, self.values = (part.to(self.dtype).contiguous() for part in (keys, values))
         self.lengths = lengths.tolist()
         slots = torch.arange(keys.shape[3])
         self.padding = (
@@ -204,19 +206,19 @@ class PackedRows:
         keys, values = self.own[:, index, :rows]
         keys[:, :, t] = qk[:, heads:]
         values[:, :, t] = qkv[:, heads + kv :]
-        query = qk[:, :heads].to(self.weights.dtype).reshape(rows * kv, heads // kv, size)
+        query = qk[:, :heads].to(self.dtype).reshape(rows * kv, heads // kv, size)
         own = _scores(query, keys[:, :, : t + 1].flatten(0, 1), size)
         shared = self._to_rows(
             _scores(self._to_prompts(query), self._prompt(self.keys, index), size, self.padding)
         )
         shares = torch.cat((shared, own), -1)
-        shares = shares.softmax(-1, dtype=x.dtype).to(self.weights.dtype)
+        shares = shares.softmax(-1)
         split = shared.shape[-1]
         mixed = self._to_rows(
             torch.bmm(self._to_prompts(shares[..., :split]), self._prompt(self.values, index))
         )
         mixed = torch.baddbmm(mixed, shares[..., split:], values[:, :, : t + 1].flatten(0, 1))
-        return x + layer.out(mixed.view(rows, heads * size))
+        return x + layer.out(mixed.view(rows, heads * size).to(self.weights.dtype))
 
     def _unit(self, x: Tensor) -> Tensor:
         return _unit_rms(x, self.weights.config.norm_eps).to(self.weights.dtype)
@@ -266,7 +268,7 @@ class PackedRows:
     def _new_room(self, room: int) -> Tensor:
         config, rows = self.weights.config, len(self.prompts)
         shape = (2, config.layers, rows, config.kv_heads, room, config.head_dim)
-        return torch.empty(shape, dtype=self.weights.dtype)
+        return torch.empty(shape, dtype=self.dtype)
 
 
 def _scores(query: Tensor, keys: Tensor, size: int, padding: Tensor | None = None) -> Tensor:

@@ -83,12 +83,7 @@ class Ranks:
         told: list[object] = [None, None]
         failure: BaseException | None = None
         if self.main:
-            try:
-                told[0] = work()
-            except MixwrightError as error:
-                failure, told[1] = error, (type(error).__name__, error.what, error.where, error.remedy)
-            except BaseException as error:
-                failure, told[1] = error, ("", f"Rank 0 has failed: {error!r}", "", "Look at its own message")
+            told[0], told[1], failure = self._attempt(work)
         try:
             with other_ranks():
                 dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
@@ -98,9 +93,45 @@ class Ranks:
         if failure is not None:
             raise failure
         if told[1] is not None:
-            name, what, where, remedy = cast("tuple[str, str, str, str]", told[1])
-            raise _ERRORS.get(name, MixwrightError)(what, where=where, remedy=remedy)
+            raise _raised(told[1])
         return told[0]  # type: ignore[return-value]
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """Do `work` on every rank at the same time; all (small) results in the order of the ranks, on all of them.
+
+        Where it fails on some rank, every rank raises: its own error, or that of the first that has failed.
+        """
+        if self.size == 1:
+            return [work()]
+        result, told, failure = self._attempt(work)
+        found: list[tuple[object, object]] = [(None, None)] * self.size
+        try:
+            with other_ranks():
+                dist.all_gather_object(found, (result, told))
+        except MachineError:
+            if failure is None:
+                raise
+        if failure is not None:
+            raise failure
+        for _, error in found:
+            if error is not None:
+                raise _raised(error)
+        return [value for value, _ in found]  # type: ignore[misc]
+
+    def _attempt(self, work: Callable[[], T]) -> tuple[T | None, object, BaseException | None]:
+        """What `work` returns; its error as other ranks are told it; the error itself."""
+        try:
+            return work(), None, None
+        except MixwrightError as error:
+            return None, (type(error).__name__, error.what, error.where, error.remedy), error
+        except BaseException as error:
+            told = ("", f"Rank {self.rank} has failed: {error!r}", "", "Look at its own message")
+            return None, told, error
+
+
+def _raised(told: object) -> MixwrightError:
+    name, what, where, remedy = cast("tuple[str, str, str, str]", told)
+    return _ERRORS.get(name, MixwrightError)(what, where=where, remedy=remedy)
 
 
 ALONE = Ranks()
@@ -153,14 +184,14 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def check_ranks(ranks: Ranks, batch_sequences: int) -> None:
-    """Raise RecipeError where the ranks cannot share an update evenly."""
-    if batch_sequences % ranks.size:
-        fits = [n for n in range(1, batch_sequences + 1) if batch_sequences % n == 0]
+def check_ranks(ranks: Ranks, count: int, what: str = "sequences", where: str = "batch_sequences") -> None:
+    """Raise RecipeError where the ranks cannot share an update of `count` sequences (or `what`) evenly."""
+    if count % ranks.size:
+        fits = [n for n in range(1, count + 1) if count % n == 0]
         raise RecipeError(
-            f"{ranks.size} ranks cannot share an update of {batch_sequences} sequences evenly",
-            where="batch_sequences",
-            remedy=f"Start {max(n for n in fits if n < ranks.size)} ranks, or make batch_sequences a multiple of "
+            f"{ranks.size} ranks cannot share an update of {count} {what} evenly",
+            where=where,
+            remedy=f"Start {max(n for n in fits if n < ranks.size)} ranks, or make {where} a multiple of "
             f"{ranks.size}",
         )
 

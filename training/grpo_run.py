@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from training.checkpoint import (
     restore_checkpoint,
     write_checkpoint,
 )
+from training.distributed import ALONE, Ranks
 from training.grpo_settings import GrpoSettings
 from training.grpo_step import GradientStats, Judged, step_weights
 from training.grpo_update import PolicyUpdates, autocast, judge_step, rate_at, steps_made
@@ -32,7 +33,11 @@ from training.start import save_policy
 
 
 class GrpoRun:
-    """A run while it trains: the model, the optimizer, and how many steps and updates it has made."""
+    """A run while it trains: the model, the optimizer, and how many steps and updates it has made.
+
+    Of several ranks each samples and judges its part of a step's prompts; then all know all of them, and share the
+    updates. The main one writes.
+    """
 
     def __init__(
         self,
@@ -45,29 +50,36 @@ class GrpoRun:
         reward: Reward,
         settings: GrpoSettings,
         described: dict[str, Any],
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.out, self.model, self.tokenizer, self.reward = out, model, tokenizer, reward
         self.questions, self.tests, self.settings, self.described = questions, tests, settings, described
         self.fingerprint = hash_value(described)
         self.ending = Ending.of(tokenizer, settings.rollout)
-        self.policy = PolicyUpdates(model, reference, settings)
+        self.policy = PolicyUpdates(model, reference, settings, ranks)
         self.step = 0
         self._vllm: Callable[..., list[Rollout]] | None = None
-        saved = list_checkpoints(out / "resume")
+        saved = ranks.from_main(lambda: list_checkpoints(out / "resume"))
         if saved:
             state, _ = restore_checkpoint(saved[max(saved)], described, model, self.policy.optimizer)
             self.policy.updates, self.step = state.step, steps_made(state, settings)
-        self.log = RunLog(out, self.step)
+        self.log = RunLog(out, self.step) if ranks.main else None
 
     def train(self) -> None:
         """Make the steps that are left."""
         settings = self.settings
         left = settings.steps - self.step
-        with closing(self.log), progress("GRPO", left, "steps") as task:
+        with ExitStack() as held:
+            if self.log:
+                held.callback(self.log.close)
+            task = held.enter_context(progress("GRPO", left, "steps"))
             if self.step == 0:
                 self._evaluate()
             while self.step < settings.steps:
-                self.log.metrics(self._step())
+                row = self._step()
+                if self.log:
+                    self.log.metrics(row)
                 last = self.step == settings.steps
                 if last or (settings.evaluate_every and self.step % settings.evaluate_every == 0):
                     self._evaluate()
@@ -89,27 +101,44 @@ class GrpoRun:
         each = [index for index in chosen for _ in range(settings.replicas)]
         answers = [self.questions[index].answer for index in each]
         path = self.out / "rollouts" / f"step-{number}.parquet"
-        rollouts, scored = read_rollouts(path, self.fingerprint) or self._sample(places, chosen, answers)
+        recorded = self.ranks.from_main(lambda: read_rollouts(path, self.fingerprint))
+        rollouts, scored = recorded or self._sample(places, chosen, answers)
         limit = settings.rollout.longest(len(self.ending.closing))
         judged = judge_step(rollouts, [verdict for _, verdict in scored], settings, limit)
         weights = step_weights(rollouts, judged, limit, settings.objective)
-        write_rollouts(path, self.fingerprint, rollouts, each, answers, scored, judged, weights)
+        self.ranks.from_main(
+            lambda: write_rollouts(path, self.fingerprint, rollouts, each, answers, scored, judged, weights)
+        )
         rate = rate_at(self.step, settings)
         stats, norm = GradientStats(), 0.0
         if judged.groups_used:
             stats, norm = self._update(rollouts, judged, weights, rate)
         self.step = number
-        return _row(number, judged, stats, norm, rate)
+        row = _row(number, judged, stats, norm, rate)
+        # Sums over several ranks are rounded otherwise than those of one process, as a replay needs to know.
+        return row | ({"ranks": self.ranks.size} if self.ranks.size > 1 else {})
 
     def _sample(
         self, places: Sequence[int], chosen: Sequence[int], answers: Sequence[str]
     ) -> tuple[list[Rollout], list[tuple[str, Scored]]]:
+        """The rollouts of the whole step with their scores, on all ranks; each has made those of its prompts."""
         settings = self.settings
-        prompts = [Prompt(p, self.questions[i].ids) for p, i in zip(places, chosen, strict=True)]
+        first, count = self.ranks.share(0, len(places))
+        part, rows = (
+            slice(first, first + count),
+            slice(first * settings.replicas, (first + count) * settings.replicas),
+        )
+        prompts = [Prompt(p, self.questions[i].ids) for p, i in zip(places[part], chosen[part], strict=True)]
         more = {"replicas": settings.replicas, "seed": settings.seed, "step": self.step}
-        with autocast(settings.precision, self.model)():
-            rollouts = self._decoder()(self.model, prompts, settings.rollout, self.ending, **more)
-        return rollouts, score_rollouts(rollouts, answers, self.reward, self.tokenizer, self.ending)
+        decode = self._decoder()
+
+        def work() -> tuple[list[Rollout], list[tuple[str, Scored]]]:
+            with autocast(settings.precision, self.model)():
+                rollouts = decode(self.model, prompts, settings.rollout, self.ending, **more)
+            return rollouts, score_rollouts(rollouts, answers[rows], self.reward, self.tokenizer, self.ending)
+
+        parts = self.ranks.gather(work)
+        return [r for rollouts, _ in parts for r in rollouts], [s for _, scored in parts for s in scored]
 
     def _decoder(self) -> Callable[..., list[Rollout]]:
         """What decodes: our loop, or vLLM, which is started at the first use and reads the policy's folder."""
@@ -118,7 +147,7 @@ class GrpoRun:
         if self._vllm is None:
             from training.vllm_rollout import VllmEngine
 
-            save_policy(self.model, self.out / "vllm", self.tokenizer)
+            self.ranks.from_main(lambda: save_policy(self.model, self.out / "vllm", self.tokenizer))
             dtype = "float32" if self.settings.precision == "float32" else "bfloat16"
             self._vllm = VllmEngine(self.out / "vllm", dtype=dtype).roll_out
         return self._vllm
@@ -133,20 +162,32 @@ class GrpoRun:
             return
         with autocast(self.settings.precision, self.model)():
             found = accuracy(
-                self.model, self.tests, self.reward, self.tokenizer, self.settings.rollout, ending=self.ending
+                self.model,
+                self.tests,
+                self.reward,
+                self.tokenizer,
+                self.settings.rollout,
+                ending=self.ending,
+                ranks=self.ranks,
             )
-        self.log.evaluation({"step": self.step, **found.as_row()})
+        if self.log:
+            self.log.evaluation({"step": self.step, **found.as_row()})
 
     def _checkpoint(self) -> None:
         """Write where the run stands; rows of the log up to here come first."""
-        self.log.flush()
         read = self.step * self.settings.prompts_per_step
         state = TrainingState(self.policy.updates, read, 0, self.described)
-        folder = self.out / "resume" / f"step-{self.step}"
-        write_checkpoint(folder, state, self.model, self.policy.optimizer, None)
-        for step, older in list_checkpoints(self.out / "resume").items():
-            if step != self.step:
-                remove_checkpoint(older)
+
+        def write() -> None:
+            assert self.log is not None
+            self.log.flush()
+            folder = self.out / "resume" / f"step-{self.step}"
+            write_checkpoint(folder, state, self.model, self.policy.optimizer, None)
+            for step, older in list_checkpoints(self.out / "resume").items():
+                if step != self.step:
+                    remove_checkpoint(older)
+
+        self.ranks.from_main(write)
 
 
 def _row(step: int, judged: Judged, stats: GradientStats, norm: float, rate: float) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from training.advantages import (
     rloo_advantages,
     soft_overlong_punishment,
 )
+from training.distributed import ALONE, Ranks
+from training.gradient_sum import GradientSum
 from training.grpo_loss import policy_loss, rollout_weights
 from training.grpo_settings import ObjectiveSettings
 from training.losses import linear_logprobs
@@ -105,6 +107,14 @@ class GradientStats:
     gap: float = 0.0  # |log-probability at rollout - in the update|
     old: dict[int, Tensor] = field(default_factory=dict)
 
+    def summed(self, ranks: Ranks) -> GradientStats:
+        """The same with the sums over all ranks."""
+        if ranks.size == 1:
+            return self
+        sums = [self.loss, self.tokens, self.clipped, self.kl, self.entropy, self.gap]
+        loss, tokens, clipped, kl, entropy, gap = ranks.sum_(torch.tensor(sums, dtype=torch.float64)).tolist()
+        return GradientStats(loss, int(tokens), int(clipped), kl, entropy, gap, self.old)
+
 
 def add_gradient(
     model: Decoder,
@@ -118,6 +128,8 @@ def add_gradient(
     reference: Decoder | None = None,
     old: dict[int, Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ranks: Ranks = ALONE,
+    gradients: GradientSum | None = None,
 ) -> GradientStats:
     """Add the gradient of one update to the model's parameters, `micro_batch` rollouts at a time.
 
@@ -126,13 +138,18 @@ def add_gradient(
                           one. The returned `old` are this model's, to hand to the next update of the same
                           step
     autocast            : makes the contexts of the forward passes
+    ranks, gradients    : of several ranks, which all give the whole update, each takes every so many-th rollout;
+                          gradient and statistics are those of the whole, `old` is of the rank's own rollouts
 
     Rollouts are sorted by length to save padding; which share a micro-batch does not matter (grpo_loss).
     """
     stats = GradientStats()
     used = [i for i in range(len(rollouts)) if float(weights[i]) != 0]
     used.sort(key=lambda i: (len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids), i))
+    used = used[ranks.rank :: ranks.size]
     for first in range(0, len(used), micro_batch):
+        if gradients is not None and first + micro_batch >= len(used):
+            gradients.begin()
         rows = used[first : first + micro_batch]
         part = [rollouts[i] for i in rows]
         with autocast():
@@ -164,7 +181,9 @@ def add_gradient(
         stats.gap += float(torch.where(mask, (logprobs.detach() - sampled).abs(), 0.0).sum())
         for at, i in enumerate(rows):
             stats.old[i] = logprobs.detach()[at, : len(rollouts[i].completion_ids)]
-    return stats
+    if gradients is not None:
+        gradients.finish()
+    return stats.summed(ranks)
 
 
 def completion_logprobs(

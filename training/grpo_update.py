@@ -11,6 +11,8 @@ import torch
 
 from curation.errors import DataError
 from training.checkpoint import TrainingState
+from training.distributed import ALONE, Ranks
+from training.gradient_sum import GradientSum
 from training.grpo_settings import GrpoSettings
 from training.grpo_step import GradientStats, Judged, add_gradient, judge
 from training.model import Decoder
@@ -24,10 +26,15 @@ class PolicyUpdates:
     """A policy with its optimizer; `updates` counts what was made.
 
     reference : the model that the KL term holds the policy to, or None
+    ranks     : that make the updates together, each with a copy of the policy
     """
 
-    def __init__(self, model: Decoder, reference: Decoder | None, settings: GrpoSettings) -> None:
+    def __init__(
+        self, model: Decoder, reference: Decoder | None, settings: GrpoSettings, ranks: Ranks = ALONE
+    ) -> None:
         self.model, self.reference, self.settings, self.updates = model, reference, settings, 0
+        self.ranks = ranks
+        self.gradients = GradientSum(model.parameters()) if ranks.size > 1 else None
         self.optimizer = build_adamw(
             model,
             weight_decay=settings.weight_decay,
@@ -55,6 +62,8 @@ class PolicyUpdates:
                 reference=self.reference,
                 old=old,
                 autocast=autocast(settings.precision, self.model),
+                ranks=self.ranks,
+                gradients=self.gradients,
             )
             norm = self._apply(stats.loss, rate, where)
             old = old or stats.old

@@ -29,7 +29,7 @@ from training.matrix_steps import Cost, Inputs, Step
 from training.prompts import Question, read_questions, score_rollouts
 from training.rewards import named_reward
 from training.rollout import Prompt, roll_out
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, start_hash, start_tokenizer
 
 START = "start"
 """The pipeline of no step: the model that all begin with."""
@@ -182,7 +182,7 @@ def _measured(
     tokenizer = start_tokenizer(model, None)
     settings = measure.rollout
     ending = Ending.of(tokenizer, settings)
-    network = load_start(model).to(choose_device("auto")).requires_grad_(False)
+    network = load_policy(model).to(choose_device("auto")).requires_grad_(False)
     with torch.inference_mode():
         prompts = [Prompt(at, question.ids) for at, question in enumerate(tests)]
         rollouts = roll_out(network, prompts, settings, ending, replicas=measure.samples, seed=seed)

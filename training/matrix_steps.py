@@ -20,7 +20,7 @@ from training.on_policy_settings import OnPolicySettings
 from training.sequence_distillation import TeachingSettings, write_teacher_chats
 from training.sft import SftSettings, fit_chats, sft
 from training.solve_rate import SolveRateSettings, filter_by_solve_rate
-from training.start import start_config, start_hash, start_tokenizer
+from training.start import policy_config, start_hash, start_tokenizer
 from training.teacher import forward_flops, resolve_teacher
 
 
@@ -155,7 +155,7 @@ class RlStep:
                     remedy="Give prompts of other difficulty, or a pipeline without the filter",
                 )
             context = found.tokens // max(found.samples, 1) + 1
-            flops = found.tokens * start_config(start).flops_per_token(context) / 3
+            flops = found.tokens * policy_config(start).flops_per_token(context) / 3
             cost = Cost(sampled=found.tokens, flops=flops)
         grpo(start, prompts, inputs.reward, out, replace(self.settings, seed=seed))
         return cost + _rollouts_cost(start, out, None)
@@ -163,6 +163,8 @@ class RlStep:
 
 def _told(settings: SftSettings) -> dict[str, Any]:
     told = asdict(settings)
+    if settings.turns == "all":  # so that steps from before there was a choice are found again
+        del told["turns"]
     if settings.distillation:
         told["distillation"] = deciding_distillation(settings.distillation)
     return told
@@ -184,8 +186,8 @@ def _together(files: Sequence[Path], out: Path) -> Path:
 
 def _fine_tune(start: Path, chats: Path, out: Path, settings: SftSettings) -> Cost:
     sft(start, chats, out, settings)
-    config = start_config(start)
-    read = read_chats(chats, start_tokenizer(start, None), method=settings.mask)
+    config = policy_config(start)
+    read = read_chats(chats, start_tokenizer(start, None), method=settings.mask, turns=settings.turns)
     kept, _ = fit_chats(read.chats, settings, config.max_positions, str(chats))
     tokens = settings.epochs * sum(len(chat.ids) - 1 for chat in kept)
     context = tokens // (settings.epochs * len(kept)) + 1
@@ -197,7 +199,7 @@ def _fine_tune(start: Path, chats: Path, out: Path, settings: SftSettings) -> Co
 
 def _rollouts_cost(start: Path, out: Path, distillation: Distillation | None) -> Cost:
     """From the records of a run: prompts are read once for each group when sampling, once for each row in training."""
-    config = start_config(start)
+    config = policy_config(start)
     cost = Cost()
     for prompts, completions, trained, groups in _records(out):
         rows = [p + c for p, c in zip(prompts, completions, strict=True)]

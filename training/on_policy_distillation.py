@@ -36,7 +36,7 @@ from training.distributed import choose_device
 from training.grpo import GrpoResult, refuse_overlap
 from training.grpo_step import Judged
 from training.grpo_update import autocast
-from training.huggingface import read_generation, save_huggingface
+from training.huggingface import read_generation
 from training.lessons import Lesson, OneLesson, check_teacher_of_chats
 from training.losses import IGNORED
 from training.model import Decoder
@@ -50,7 +50,7 @@ from training.rollout_records import write_rollouts
 from training.run_lock import only_process_in
 from training.run_log import RunLog, read_rows
 from training.sft import chat_batch, pack_chats
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, save_policy, start_hash, start_tokenizer
 from training.teacher import load_teacher, resolve_teacher
 from training.update import Run, update
 
@@ -90,7 +90,7 @@ def on_policy_distillation(
     tests = read_questions(held_out, tokenizer).items if held_out is not None else ()
     given = read_chats(chats, tokenizer).chats if chats is not None and settings.student_share < 1 else ()
     refuse_overlap(questions, tests, str(held_out))
-    model = load_start(start)
+    model = load_policy(start)
     name = reward if isinstance(reward, str) else describe_reward(reward)
     inputs = hash_value(
         [[[(q.ids, q.answer) for q in part] for part in (questions, tests)], [c.ids for c in given]]
@@ -105,7 +105,7 @@ def on_policy_distillation(
             model.to(choose_device(settings.device))
             run = OnPolicyRun(out, model, tokenizer, questions, tests, given, function, settings, described)
             run.train()
-            save_huggingface(model, out / "model", tokenizer, read_generation(start) | (generation or {}))
+            save_policy(model, out / "model", tokenizer, read_generation(start) | (generation or {}))
             rows = read_rows(out / "evaluations.jsonl")
             before, after = (rows[0], rows[-1]) if rows else (None, None)
             result = {"steps": settings.steps, "updates": run.run.step, "before": before, "after": after}

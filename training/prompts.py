@@ -10,6 +10,7 @@ from typing import Any
 
 from curation.errors import DataError
 from training.chat import render_prompt
+from training.distributed import ALONE, Ranks
 from training.examples import Broken, check_broken, read_rows
 from training.model import Decoder
 from training.packing import seeded_permutation
@@ -124,10 +125,12 @@ def accuracy(
     ending: Ending | None = None,
     level: float = 0.95,
     label: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> Accuracy:
     """Greedy accuracy on `questions`, one answer each, with the Wilson score interval at `level`.
 
-    Budgets in `settings` hold; its temperature does not. Raises DataError without questions.
+    Budgets in `settings` hold; its temperature does not. Several ranks share the questions. Raises DataError
+    without questions.
     """
     if not questions:
         raise DataError(
@@ -135,9 +138,17 @@ def accuracy(
         )
     ending = ending or Ending.of(tokenizer, settings)
     prompts = [Prompt(at, question.ids) for at, question in enumerate(questions)]
-    rollouts = roll_out(model, prompts, replace(settings, temperature=0.0), ending, label=label)
-    scored = score_rollouts(rollouts, [q.answer for q in questions], reward, tokenizer, ending)
-    right, total = sum(s.correct for _, s in scored), len(scored)
+    begin, end = (len(prompts) * part // ranks.size for part in (ranks.rank, ranks.rank + 1))
+
+    def answered() -> list[tuple[Rollout, Scored]]:
+        part = roll_out(model, prompts[begin:end], replace(settings, temperature=0.0), ending, label=label)
+        answers = [question.answer for question in questions[begin:end]]
+        verdicts = score_rollouts(part, answers, reward, tokenizer, ending)
+        return [(rollout, verdict) for rollout, (_, verdict) in zip(part, verdicts, strict=True)]
+
+    found = [answer for part in ranks.gather(answered) for answer in part]
+    rollouts, scored = [rollout for rollout, _ in found], [verdict for _, verdict in found]
+    right, total = sum(verdict.correct for verdict in scored), len(scored)
     low, high = wilson_interval(right, total, level)
     return Accuracy(
         right,
@@ -146,7 +157,7 @@ def accuracy(
         low,
         high,
         level,
-        reward=sum(s.reward for _, s in scored) / total,
+        reward=sum(verdict.reward for verdict in scored) / total,
         length=sum(len(r.completion_ids) for r in rollouts) / total,
         truncated=sum(r.truncated for r in rollouts) / total,
     )

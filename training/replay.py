@@ -7,6 +7,7 @@ are on record: nothing is sampled, and a replay costs the training part of the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from curation.progress import progress
 from training.advantages import LeadSettings
 from training.budgets import Ending, RolloutSettings
 from training.checkpoint import list_checkpoints, restore_checkpoint
-from training.distributed import choose_device
+from training.distributed import Ranks, choose_device, join_ranks
 from training.grpo import INPUTS
 from training.grpo_settings import GrpoSettings, ObjectiveSettings
 from training.grpo_step import GradientStats, step_weights
@@ -30,6 +31,8 @@ from training.rollout_records import read_rollouts
 from training.run_log import read_rows
 from training.start import load_policy, start_hash, start_tokenizer
 
+ROUNDING = 1e-3
+"""Relative difference of loss and gradient norm that other sums in float32 may make over the steps of a replay."""
 VERDICTS = ("shaped", "advantage", "trained", "weight")
 
 
@@ -40,6 +43,7 @@ class Replay:
     rewards_differ    : rollouts whose reward, parts or outcome is another now; None when the reward is not known
     verdicts_differ   : rollouts whose shaped reward, advantage, place in the loss or weight is another now
     loss, grad_norm   : of the step's first update; None where no group trained, as the run recorded
+    ranks             : that made the step; where that is not the number that repeated it, sums are rounded otherwise
     """
 
     step: int
@@ -51,16 +55,21 @@ class Replay:
     recorded_loss: float
     recorded_grad_norm: float
     updates_repeated: int
+    ranks: int = 1
+    ranks_now: int = 1
 
     @property
     def same(self) -> bool:
-        """Whether everything that could be done again came out with the same bits."""
-        numbers = (self.loss or 0.0, self.grad_norm or 0.0)
-        return (
-            not self.rewards_differ
-            and not self.verdicts_differ
-            and numbers == (self.recorded_loss, self.recorded_grad_norm)
-        )
+        """Whether everything that could be done again came out with the same bits; with another number of ranks,
+        loss and gradient norm up to float32 rounding."""
+        now, then = (self.loss or 0.0, self.grad_norm or 0.0), (self.recorded_loss, self.recorded_grad_norm)
+        if self.ranks == self.ranks_now:
+            equal = now == then
+        else:
+            equal = all(
+                math.isclose(a, b, rel_tol=ROUNDING, abs_tol=1e-7) for a, b in zip(now, then, strict=True)
+            )
+        return not self.rewards_differ and not self.verdicts_differ and equal
 
 
 def replay(
@@ -75,8 +84,9 @@ def replay(
 
     start  : where the run's start lies now, if not where it was
     reward : the function, for runs with one of their own; known by name otherwise
-    Bits are equal on the same machine with the same torch and number of threads. Raises RecipeError for a step
-    that was not made or a start with other weights, DataError for a broken record.
+    Bits are equal on the same machine with the same torch and number of threads, and for a step that several ranks
+    made, when as many (started by torchrun) repeat it. Raises RecipeError for a step that was not made or a start
+    with other weights, DataError for a broken record.
     """
     run = Path(run)
     described, metrics = _described(run), {row["step"]: row for row in read_rows(run / "metrics.jsonl")}
@@ -100,7 +110,8 @@ def replay(
         reward = named_reward(name)
     ending = Ending.of(start_tokenizer(start, tokenizer), settings.rollout)
     limit = settings.rollout.longest(len(ending.closing))
-    policy, made = _policy(run, start, described, settings, step)
+    ranks = join_ranks(settings.device)
+    policy, made = _policy(run, start, described, settings, step, ranks)
     again: tuple[GradientStats, float] | None = None
     with progress("replaying", step - made, "steps") as task:
         for number in range(made + 1, step + 1):
@@ -118,6 +129,8 @@ def replay(
         row["loss"],
         row["grad_norm"],
         policy.updates,
+        row.get("ranks", 1),
+        ranks.size,
     )
 
 
@@ -143,15 +156,15 @@ def _described(run: Path) -> dict[str, Any]:
 
 
 def _policy(
-    run: Path, start: Path, described: dict[str, Any], settings: GrpoSettings, step: int
+    run: Path, start: Path, described: dict[str, Any], settings: GrpoSettings, step: int, ranks: Ranks
 ) -> tuple[PolicyUpdates, int]:
     """The policy at the nearest moment before `step` that can be had, and how many steps it has made."""
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, ranks)
     model = load_policy(start).to(device)
     reference = None
     if settings.objective.kl_coefficient:
         reference = load_policy(start).requires_grad_(False).to(device)
-    policy = PolicyUpdates(model, reference, settings)
+    policy = PolicyUpdates(model, reference, settings, ranks)
     saved = {made: folder for made, folder in list_checkpoints(run / "resume").items() if made < step}
     if not saved:
         return policy, 0

@@ -27,7 +27,7 @@ from training.prompts import Question, read_questions, score_rollouts
 from training.rewards import Reward, describe_reward, named_reward
 from training.rollout import Prompt, roll_out
 from training.run_lock import only_process_in
-from training.start import load_start, start_hash, start_tokenizer
+from training.start import load_policy, start_hash, start_tokenizer
 
 Keep = Literal["right", "finished", "all"]
 OPENING = "<think>"
@@ -164,7 +164,7 @@ def _answered(
     missing = [first for first, file in files.items() if not file.exists()]
     if missing:
         function = named_reward(reward) if isinstance(reward, str) else reward
-        model = load_start(teacher).to(choose_device(settings.device)).requires_grad_(False)
+        model = load_policy(teacher).to(choose_device(settings.device)).requires_grad_(False)
         with progress("the teacher answers", len(questions), "prompts") as task, torch.inference_mode():
             task.advance(len(questions) - sum(len(questions[first : first + size]) for first in missing))
             for first in missing:

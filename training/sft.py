@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from curation.atomic import hash_value, write_json
 from curation.errors import DataError, RecipeError
-from training.chat import MaskMethod, RenderedChat, read_chats
+from curation.progress import note
+from training.chat import MaskMethod, RenderedChat, Rewritten, Turns, read_chats
 from training.checkpoint import load_checkpoint_model
 from training.distillation_settings import Distillation
+from training.distributed import check_ranks, join_ranks
 from training.huggingface import read_generation
 from training.lessons import CHATS, check_teacher_of_chats
 from training.loop import TrainSettings, train
@@ -42,6 +44,8 @@ class SftSettings:
     warmup_share      : share of the updates over which the rate rises; then `schedule` to the end
     too_long          : a chat longer than a row is dropped and counted, or cut at the row's end
     mask              : how the assistant's tokens are found (training.chat)
+    turns             : learn from all of the assistant's turns or from the last of each chat. With a template that
+                        rewrites earlier turns the former takes a row for each (training.chat_rows)
     recompute_every   : each so many-th layer recomputes its activations in the backward pass (1 = all), which lets
                         rows of 32k tokens fit; None = no layer. Changes no bit
     checkpoint_every  : updates between checkpoints that serve to continue after a kill
@@ -65,6 +69,7 @@ class SftSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     too_long: Literal["drop", "truncate"] = "drop"
     mask: MaskMethod = "auto"
+    turns: Turns = "all"
     checkpoint_every: int = 50
     seed: int = 0
     device: str = "auto"
@@ -82,6 +87,12 @@ class SftSettings:
             if getattr(self, name) < 1:
                 raise RecipeError(
                     f"{name} is {getattr(self, name)}", where="sft", remedy="Give a positive number"
+                )
+        choices = {"too_long": ("drop", "truncate"), "turns": get_args(Turns), "mask": get_args(MaskMethod)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}", where="sft", remedy=f"Choose {' or '.join(known)}"
                 )
         if not 0 <= self.warmup_share < 1:
             raise RecipeError(
@@ -115,17 +126,23 @@ class SftSettings:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what a run leaves behind."""
-        return {key: value for key, value in asdict(self).items() if key != "recompute_every"}
+        # `turns` is left out where it is the default, so that folders from before there was a choice can be continued.
+        without = {"recompute_every"} | ({"turns"} if self.turns == "all" else set())
+        return {key: value for key, value in asdict(self).items() if key not in without}
 
 
 @dataclass(frozen=True)
 class SftResult:
-    """What a run came to: the model's folder, updates, chats that trained, chats that did not fit."""
+    """What a run came to: the model's folder, updates, chats that trained, chats that did not fit.
+
+    rewritten : chats that are several rows, which `chats` and `left_out` count, since the template rewrites turns
+    """
 
     final: Path
     steps: int
     chats: int
     left_out: int
+    rewritten: Rewritten = field(default_factory=Rewritten)
 
 
 def sft(
@@ -147,17 +164,22 @@ def sft(
 
     The updates are those of training.loop, whose files `out` gets too: metrics.jsonl (loss in nats per
     assistant token), checkpoints/. A finished `out` returns at once; a killed run continues and ends with the
-    same bytes.
+    same bytes. Called by every process that torchrun has started, it trains one model with all of them (copies):
+    each reads its part of every update.
     """
     settings = settings or SftSettings()
     out, start = Path(out), Path(start)
+    ranks = join_ranks(settings.device)
+    check_ranks(ranks, settings.batch_sequences)
     tokenizer = start_tokenizer(start, tokenizer)
     config = policy_config(start)
     if settings.distillation:
         check_teacher_of_chats(settings.distillation.teacher, tokenizer)
     files = [data] if isinstance(data, Path | str) else list(data)
-    read = [read_chats(file, tokenizer, method=settings.mask) for file in files]
+    read = [read_chats(file, tokenizer, method=settings.mask, turns=settings.turns) for file in files]
     all_chats = [chat for part in read for chat in part.chats]
+    rewritten = sum((part.rewritten for part in read), Rewritten())
+    note(rewritten.told())
     where = ", ".join(str(file) for file in files)
     chats, left_out = fit_chats(all_chats, settings, config.max_positions, where)
     order = ChatOrder(chats, settings)
@@ -171,14 +193,21 @@ def sft(
     )
     final = out / "model"
     generation = read_generation(start) | (generation or {})
-    save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
     report = {
         "chats": len(chats),
         "left_out": left_out,
+        "rewritten": asdict(rewritten),
         "broken": [asdict(b) for part in read for b in part.broken],
+        "steps": order.steps,
+        "settings": asdict(settings),
     }
-    write_json(out / "sft.json", report | {"steps": order.steps, "settings": asdict(settings)})
-    return SftResult(final, order.steps, len(chats), left_out)
+
+    def finish() -> None:
+        save_policy(load_checkpoint_model(result.final), final, tokenizer, generation)
+        write_json(out / "sft.json", report)
+
+    ranks.from_main(finish)
+    return SftResult(final, order.steps, len(chats), left_out, rewritten)
 
 
 class ChatOrder:
@@ -231,9 +260,11 @@ class ChatOrder:
         return hash_value([chats, deciding])
 
     def batch(self, first: int, count: int) -> Batch:
-        """Rows first ... first + count - 1, or as many as there are."""
-        batch = chat_batch(self.chats, self.rows[first : first + count], self.settings.sequence_tokens)
-        check_labels(batch)
+        """Rows first ... first + count - 1, or as many as there are: a rank's part of the last update may be none."""
+        rows = self.rows[first : first + count]
+        batch = chat_batch(self.chats, rows, self.settings.sequence_tokens)
+        if rows:
+            check_labels(batch)
         return batch
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from curation.atomic import replacing_folder
 from curation.errors import RecipeError
+from training.distributed import join_ranks
 from training.sft import SftResult, SftSettings, sft
 
 StageSchedule = Literal["in_turn", "joint"]
@@ -88,10 +89,14 @@ def sft_stages(
             before, stage.data, out / stage.name, stage.settings, tokenizer=tokenizer, generation=generation
         )
         results.append(result)
-    if not (out / "model").exists():
-        with replacing_folder(out / "model") as temporary:
-            shutil.copytree(results[-1].final, temporary, dirs_exist_ok=True)
+    join_ranks(stages[-1].settings.device).from_main(lambda: _copy_model(results[-1].final, out / "model"))
     return (*results[:-1], replace(results[-1], final=out / "model"))
+
+
+def _copy_model(model: Path, to: Path) -> None:
+    if not to.exists():
+        with replacing_folder(to) as temporary:
+            shutil.copytree(model, temporary, dirs_exist_ok=True)
 
 
 def data_files(data: Path | str | Sequence[Path | str]) -> list[Path | str]:

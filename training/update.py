@@ -67,7 +67,7 @@ def accumulate_gradients(
     device = model.output_weight.device
     labels = max(ranks.total(int((batch.labels != IGNORED).sum())), 1)
     count = len(batch.labels)
-    size = micro_batch_sequences or count
+    size = micro_batch_sequences or max(count, 1)
     wide = torch.promote_types(model.output_weight.dtype, torch.float32)
     total, hard, soft = torch.zeros(3, dtype=wide, device=device).unbind()
     if gradients is not None:

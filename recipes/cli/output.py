@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -38,6 +39,11 @@ LEAST_CUT = 8
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False)
+
+
+def main_rank() -> bool:
+    """Whether this process prints the result: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(message: str) -> None:

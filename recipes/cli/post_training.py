@@ -10,7 +10,7 @@ import typer
 
 from curation.errors import RecipeError
 from recipes.cli import app
-from recipes.cli.output import JsonOption, print_json, print_table, say
+from recipes.cli.output import JsonOption, main_rank, print_json, print_table, say
 
 
 @app.command("solve-rate")
@@ -93,7 +93,9 @@ def replay(
     nested = run / "training" / "grpo"
     with one_thread():
         found = do_again(nested if nested.is_dir() else run, step, start=start)
-    if as_json:
+    if not main_rank():
+        pass
+    elif as_json:
         print_json(asdict(found) | {"same": found.same})
     else:
         pairs = ((found.loss, found.recorded_loss), (found.grad_norm, found.recorded_grad_norm))
@@ -112,7 +114,13 @@ def replay(
             {"what": "gradient norm", "now": norm, "then": norm_then},
         ]
         print_table(f"Step {step}", rows, {"what": "What", "now": "Now", "then": "On record"})
-        say("The same, bit for bit." if found.same else "Not the same.")
+        if found.ranks != found.ranks_now:
+            say(
+                f"The step was made by {found.ranks} processes and repeated by {found.ranks_now}, so sums are rounded "
+                "otherwise. " + ("The same up to that." if found.same else "Not the same.")
+            )
+        else:
+            say("The same, bit for bit." if found.same else "Not the same.")
     if not found.same:
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ import typer
 
 from curation.errors import RecipeError
 from recipes.cli import app
-from recipes.cli.output import JsonOption, console, print_json, say
+from recipes.cli.output import JsonOption, console, main_rank, print_json, say
 
 
 @app.command()
@@ -70,6 +70,9 @@ def sft(
         bool, typer.Option("--recompute", help="Recompute activations, for rows of up to 32k tokens.")
     ] = False,
     too_long: Annotated[str, typer.Option(help="Chats longer than a row: drop or truncate.")] = "drop",
+    turns: Annotated[
+        str, typer.Option(help="Assistant turns to learn from: all, or the last of each chat.")
+    ] = "all",
     teacher: Annotated[
         str | None, typer.Option(help="Folder or hub name of a teacher with the model's tokenizer.")
     ] = None,
@@ -89,8 +92,6 @@ def sft(
 
     if (data is None) == (stages is None):
         raise RecipeError("There is no data, or twice", where="--data, --stages", remedy="Give one of them")
-    if too_long not in ("drop", "truncate"):
-        raise RecipeError(f"`{too_long}` is unknown", where="--too-long", remedy="Choose drop or truncate")
     if stages is not None:
         with one_thread():
             results = sft_stages(model, read_stages(stages), out, schedule)  # type: ignore[arg-type]
@@ -107,6 +108,7 @@ def sft(
         micro_batch_sequences=micro_batch_sequences,
         recompute_every=1 if recompute else None,
         too_long=too_long,  # type: ignore[arg-type]
+        turns=turns,  # type: ignore[arg-type]
         distillation=changed(Distillation(teacher), lesson, "sft") if teacher is not None else None,
         seed=seed,
     )
@@ -232,10 +234,14 @@ def _bounds(text: str | None) -> tuple[int, int] | None:
 def _print_result(
     result: dict[str, Any], as_json: bool, last: str = "The model is a Hugging Face folder."
 ) -> None:
+    if not main_rank():
+        return
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in result.items()}
     if as_json:
         print_json(plain)
         return
     for key, value in plain.items():
+        if isinstance(value, dict):
+            continue  # told as a sentence in the log, and whole by --json
         console.print(f"{key}: {value}", markup=False, soft_wrap=True)
     say(last)

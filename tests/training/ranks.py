@@ -21,7 +21,8 @@ def on_ranks(size: int, meeting: Path, function: Callable[..., Any], *arguments:
     """function(*arguments) on `size` ranks: what it returned on each, or the error (type's name, text)."""
     meeting.mkdir(parents=True, exist_ok=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.training.test_loop", "tests.training.test_distributed"])
+    tests = ("test_loop", "test_distributed", "test_post_training_ranks")
+    processes.set_forkserver_preload([f"tests.training.{test}" for test in tests])
     store = meeting / "store"
     ranks = [
         processes.Process(target=_rank, args=(rank, size, store, function, arguments)) for rank in range(size)

@@ -14,7 +14,7 @@ from curation.errors import DataError, RecipeError
 from tests.training.post_training_models import tiny_folder, tiny_tokenizer, write_rows
 from tests.training.test_grpo import SETTINGS, says_seven
 from tests.training.test_sft import SETTINGS as SFT
-from training.chat import read_chats, render_chat
+from training.chat import read_chats, render_chat, render_chat_rows
 from training.grpo import grpo
 from training.prompts import read_questions
 from training.rewards import named_reward
@@ -54,8 +54,12 @@ def test_masks_of_published_templates_without_markers(tokenizer):
             one.add_special_tokens({"eos_token": end})
         for chat in (ONE, TWO):
             if chat is TWO and name in THOUGHTS_DROPPED:
-                with pytest.raises(DataError, match="once more follows"):
-                    render_chat(plain, chat, method="prefixes")
+                rows = render_chat_rows(plain, chat, method="prefixes").rows
+                for row, until, text in zip(rows, (2, 4), ("It is 2.", "Yes"), strict=True):
+                    rendered = plain.apply_chat_template(chat[:until], tokenize=False)
+                    assert plain.decode(row.ids) == rendered, name
+                    said = plain.decode([i for i, flag in zip(row.ids, row.assistant, strict=True) if flag])
+                    assert text in said and ("It is" in said) == (until == 2), name
                 continue
             ours, theirs = (
                 render_chat(plain, chat, method="prefixes"),

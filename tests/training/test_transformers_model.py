@@ -9,15 +9,21 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPT2Co
 from curation.errors import DataError
 from tests.training.post_training_models import WORDS, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import render_chat
+from training.distillation_settings import Distillation
 from training.grpo import GrpoSettings, grpo
 from training.grpo_settings import ObjectiveSettings
 from training.grpo_step import add_gradient
 from training.huggingface import load_huggingface, save_huggingface
 from training.losses import IGNORED
 from training.model import Decoder
+from training.on_policy_distillation import on_policy_distillation
+from training.on_policy_settings import OnPolicySettings
 from training.recomputation import recompute_layers
 from training.replay import replay
 from training.rollout import Ending, Prompt, RolloutSettings, roll_out
+from training.rollout_records import read_rollouts
+from training.run_log import read_rows
+from training.sequence_distillation import TeachingSettings, write_teacher_chats
 from training.sft import SftSettings, chat_batch, sft
 from training.start import load_policy
 from training.transformers_model import load_transformers
@@ -189,6 +195,33 @@ def test_fine_tuning_and_reinforcement_end_in_a_folder_of_the_same_kind(folders,
 
 def says_digit(completion, answer):
     return float(sum(word.isdigit() for word in completion.split()) % 2)
+
+
+def test_one_teaches_and_another_is_distilled(folders, tmp_path):
+    """Phi answers for GPT-2's chats, and GPT-2 learns Phi's distributions at its own tokens."""
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": f"{n} =", "answer": str(n)} for n in range(3)])
+    teaching = TeachingSettings(answers=2, keep="all", rollout=RolloutSettings(max_tokens=6))
+    taught = write_teacher_chats(folders["phi"], prompts, tmp_path / "chats.jsonl", teaching, reward=None)
+    assert taught.kept == 3 and len((tmp_path / "chats.jsonl").read_text().splitlines()) == 3
+    settings = OnPolicySettings(
+        Distillation(str(folders["phi"]), direction="forward", precision="float32"), steps=1, prompts_per_step=3,
+        replicas=2, rollout=RolloutSettings(max_tokens=6), learning_rate=1e-3,
+    )  # fmt: skip
+    result = on_policy_distillation(folders["gpt2"], prompts, says_digit, tmp_path / "gkd", settings)
+    assert AutoModelForCausalLM.from_pretrained(result.final).config.model_type == "gpt2"
+    rollouts, _ = read_rollouts(tmp_path / "gkd/rollouts/step-1.parquet")
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folders[n]).eval() for n in ("gpt2", "phi"))
+    total = count = 0.0
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+        with torch.no_grad():
+            said, meant = (
+                m(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].log_softmax(-1) for m in (student, teacher)
+            )
+        total += float((meant.exp() * (meant - said)).sum())
+        count += len(rollout.completion_ids)
+    (row,) = read_rows(tmp_path / "gkd/metrics.jsonl")
+    assert row["tokens"] == count and row["divergence"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_models_that_cannot_be_trained_are_refused(folders, tmp_path):

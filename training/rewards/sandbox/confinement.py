@@ -164,15 +164,22 @@ def _landlock(scratch: str) -> bool:
     rules = _libc.syscall(create, attributes, len(attributes), 0)
     if rules < 0:
         return False
-    library = str(Path(os.__file__).resolve().parent)
-    readable = {*_READABLE, library, str(Path(sys.base_prefix) / "lib")}
-    allowed = [(path, _READ) for path in sorted(readable)]
-    allowed += [(path, (1 << 1) | (1 << 2)) for path in _DEVICES]  # WRITE_FILE, READ_FILE
-    allowed.append((scratch, rights & ~1))  # all but EXECUTE
+    allowed = [*_ALLOWED, (scratch, rights & ~1)]  # all but EXECUTE
     done = all(_allow(add, rules, path, rights & wanted) for path, wanted in allowed)
     done = done and _libc.syscall(restrict, rules, 0) == 0
     os.close(rules)
     return done
+
+
+def _allowed() -> list[tuple[str, int]]:
+    """What every candidate may read, with the rights; READ_DIR is for folders."""
+    library = str(Path(os.__file__).resolve().parent)
+    readable = sorted({*_READABLE, library, str(Path(sys.base_prefix) / "lib")})
+    allowed = [(path, _READ if Path(path).is_dir() else 1 << 2) for path in readable]
+    return allowed + [(path, (1 << 1) | (1 << 2)) for path in _DEVICES]  # WRITE_FILE, READ_FILE
+
+
+_ALLOWED = _allowed()  # looked up once, in the zygote: it was a sixth of a child's start
 
 
 def _allow(add: int, rules: int, path: str, rights: int) -> bool:
@@ -181,8 +188,6 @@ def _allow(add: int, rules: int, path: str, rights: int) -> bool:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return True
-    if not Path(path).is_dir():
-        rights &= ~(1 << 3)  # READ_DIR is for folders
     # struct landlock_path_beneath_attr { __u64 allowed_access; __s32 parent_fd; } packed
     rule = struct.pack("=Qi", rights, place)
     done = _libc.syscall(add, rules, 1, rule, 0) == 0

@@ -94,10 +94,15 @@ class Sandbox:
         atexit.unregister(self.close)
 
     @contextmanager
-    def program(self, source: str) -> Iterator[Conversation]:
-        """A program whose functions can be called. Raises Ended when it cannot even be defined."""
+    def program(self, source: str, *, wait: bool = True) -> Iterator[Conversation]:
+        """A program whose functions can be called. Raises Ended when it cannot even be defined.
+
+        Without `wait` that is for the caller to ask, by `answered`, before the first call.
+        """
         with self._run("calls") as talk:
-            talk.ask({"source": source})
+            talk.say({"source": source})
+            if wait:
+                talk.answered()
             yield talk
 
     def run(self, source: str, stdin: str = "") -> Output:
@@ -250,6 +255,10 @@ class Conversation:
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Say and hear; Ended with the candidate's own error if it answers with one."""
         self.say(message)
+        return self.answered()
+
+    def answered(self) -> dict[str, Any]:
+        """The next message, which answers something; Ended with the candidate's own error if it is one."""
         answer = self.hear()
         if "error" in answer or "value" not in answer:
             raise Ended("error", str(answer.get("error", "no value")))

@@ -88,7 +88,12 @@ def check_tests(
     Counts as one case. Raises ValueError when the tests themselves are broken (not an assertion that failed).
     """
     try:
-        with candidate.program(source) as program, judge.tests(tests, list(functions), check) as questions:
+        # Both processes start at the same time; the program is defined before it is asked anything.
+        with (
+            candidate.program(source, wait=False) as program,
+            judge.tests(tests, list(functions), check) as questions,
+        ):
+            program.answered()
             while "ask" in (message := questions.hear()):
                 try:
                     answer = _relay(program, message, [*functions, *([check] if check else [])])
