@@ -288,9 +288,7 @@ class DecoderPass:
         g_unit = back("in", kept.unit2, g_in)
         wide = self._unit_backward(g_unit, kept.unit2, kept.scale2, layer["in"], total, wide)
         g_mixed = back("out", kept.mixed, wide.to(shape.dtype))
-        g_qk, g_value = attend_blocks_backward(
-            g_mixed.contiguous(), kept.qk, kept.value, kept.shares, shape
-        )
+        g_qk, g_value = attend_blocks_backward(g_mixed.contiguous(), kept.qk, kept.value, kept.shares, shape)
         g_qkv = self._turned_backward(g_qk, g_value, kept.qk, kept.scale_qk, turn)
         g_unit = back("qkv", kept.unit1, g_qkv)
         return self._unit_backward(g_unit, kept.unit1, kept.scale1, layer["qkv"], total, wide)
