@@ -1,12 +1,19 @@
 """Exactness and speed of influence scores, in forward passes of the same model, beside kronfluence.
 
-    python -m benchmarks.influence [--widths 128 256 512] [--rounds 3] [--write]
+    python -m benchmarks.influence prepare --width 128 --out F       # trains the model, exact values of the pilot
+    python -m benchmarks.influence speed --width 128 --out F         # the engines of one width
+    python -m benchmarks.influence growth --width 128 --out F        # time and memory of more samples and probes
+    python -m benchmarks.influence kronfluence --width 256 --out F   # where it is installed
+    python -m benchmarks.influence table --out F [--write]
+
+Every part is short enough for a machine that is to be left alone meanwhile, and leaves what it found in F. Widths are
+128, 256 and 512.
 
 The model is a Llama of transformers of 4 layers, trained for a moment on three Markov chains; samples are of those
 and of uniform noise, 256 tokens each. F is its forward pass without gradients, with the loss of each token; F of the
 decoder the same through our decoder with the same weights, which is faster. Times are of the scores alone, after
-directions, pilot and choice of rank, which are printed beside them. bergson, dattri and TRAK are not in the
-project's environment and are left out with a line.
+directions, pilot and choice of rank. bergson, dattri and TRAK were not installable beside the others and are left out
+with a line. The protocol as a whole: benchmarks.influence_protocol.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,9 +33,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measure import Timing, machine, paired, publish, table
+from curation.atomic import read_json, write_json
 from curation.memory import keep_freed_memory, peak_memory
 from mixing.influence.adapters import adapt, scoring
 from mixing.influence.decoder_twin import decoder_twin
@@ -63,8 +73,8 @@ def texts(vocabulary: int, count: int) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def prepare(width: int) -> Loaded:
-    """A model that has begun to learn, samples for the pilot, and a probe for each chain."""
+def prepare(width: int, weights: Path) -> Loaded:
+    """A model that has begun to learn (kept in `weights`), samples for the pilot, and a probe for each chain."""
     vocabulary, each = VOCABULARY.get(width, 8192), PILOT // 2
     rows = texts(vocabulary, STEPS + PROBE + each)
     torch.manual_seed(0)
@@ -83,13 +93,16 @@ def prepare(width: int) -> Loaded:
     assert twin is not None
     decoder = twin.adapter.model.requires_grad_(True)  # the same weights
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
-    for step in range(STEPS):
+    if weights.exists():
+        decoder.load_state_dict(load_file(weights))
+    for step in range(0 if weights.exists() else STEPS):
         batch = torch.from_numpy(np.stack([r[step] for r in rows.values()]))
         hidden = decoder(batch[:, :-1]).flatten(0, 1)
         loss = linear_cross_entropy(hidden, decoder.output_weight, batch[:, 1:].flatten(), reduction="mean")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    save_file({n: p.detach().contiguous() for n, p in decoder.named_parameters()}, weights)
     probes = {
         name: [SampleDocument(f"probe {name} {i}", name, r) for i, r in enumerate(rows[name][STEPS:][:PROBE])]
         for name in CHAINS
@@ -117,10 +130,9 @@ def plan_of(documents: Any) -> BatchPlan:
 class Contest:
     """One model: its engines with their agreement, and what is to be timed."""
 
-    def __init__(self, width: int) -> None:
-        began = time.process_time()
-        self.width = width
-        model, samples, probes = prepare(width)
+    def __init__(self, width: int, out: Path) -> None:
+        self.width, self.out = width, out
+        model, samples, probes = prepare(width, out / f"model-{width}.safetensors")
         self.model, self.samples, self.probes = model, samples, probes
         self.directions = probe_directions(model, probes)
         self.agreed: dict[str, Agreement] = {}
@@ -135,17 +147,17 @@ class Contest:
             "F of the decoder": self._forward(twin.adapter),
             "F of the decoder, bfloat16": self._forward(twin.adapter, torch.bfloat16),
         }
+
+    def add_engines(self) -> None:
+        """The engines, each after its pilot."""
         one = dict(list(self.directions.items())[:1])
         with scoring(self.adapter):
             self._add("exact, one direction", one, "ghost", None)
             self._add("difference, one direction", one, "finite_difference", None)
-            self._add("low rank, one direction", one, "ghost_low_rank", None)
-            self._add("low rank, three directions", self.directions, "ghost_low_rank", None)
-            self._add("bfloat16 low rank, one direction", one, "ghost_low_rank", torch.bfloat16)
-            self._add(
-                "bfloat16 low rank, three directions", self.directions, "ghost_low_rank", torch.bfloat16
-            )
-        self.preparing = time.process_time() - began
+            for dtype in (None, torch.bfloat16):
+                name = "low rank" if dtype is None else "bfloat16 low rank"
+                self._add(f"{name}, one direction", one, "ghost_low_rank", dtype)
+                self._add(f"{name}, three directions", self.directions, "ghost_low_rank", dtype)
 
     def _forward(self, adapter: Any, dtype: torch.dtype | None = None) -> Callable[[], None]:
         def work() -> None:
@@ -160,8 +172,7 @@ class Contest:
         key = len(vectors), dtype
         if key not in self.trials:
             self.trials[key] = Trial(self.adapter, vectors, self.samples, plan_of, 32, TOKENS, dtype)
-            if dtype is not None:  # judged by the same values
-                self.trials[key]._exact = self.trials[len(vectors), None].exact()
+            self.trials[key]._exact = self.exact()[:, : len(vectors)]  # of the float32 model, made once
         trial = self.trials[key]
         scorer, agreed, _ = trial.choose(engine)
         assert agreed is not None
@@ -172,6 +183,16 @@ class Contest:
                 score_plan(scorer, self.plan, count)
 
         self.work[name] = work
+
+    def exact(self) -> np.ndarray:
+        """The pilot's derivatives by forward mode for the three directions, kept on the disk."""
+        file = self.out / f"exact-{self.width}.npy"
+        if not file.exists():
+            vectors = [d.vectors for d in self.directions.values()]
+            with scoring(self.adapter):
+                trial = Trial(self.adapter, vectors, self.samples, plan_of, 32, TOKENS)
+                np.save(file, trial.exact())
+        return np.load(file)
 
     def rows(self, times: dict[str, Timing]) -> list[list[str]]:
         """One line for each contestant."""
@@ -262,40 +283,41 @@ def measure_kronfluence(contest: Contest, rounds: int) -> str:
     )
 
 
-def measure_growth(contest: Contest) -> str:
-    """Time and memory of twice and four times the samples, with the engine of three directions."""
-    vectors = [d.vectors for d in contest.directions.values()]
+def measure_growth(contest: Contest) -> list[str]:
+    """Sentences: twice and four times the samples with the engine of three directions, and one to three probes."""
+    lines = []
     with scoring(contest.adapter):
-        scorer, _, _ = contest.trials[len(vectors), None].choose("ghost_low_rank")
-        lines = []
+        contest._add("three", contest.directions, "ghost_low_rank", None)
+        scorer, _, _ = contest.trials[3, None].choose("ghost_low_rank")
         for count in (16, 32, 64):
             began = time.process_time()
             score_plan(scorer, plan_of(contest.samples[:count]), 3)
             seconds = time.process_time() - began
             lines.append(f"{count} samples {seconds:.2f} s, peak {peak_memory() / 2**20:,.0f} MiB")
-    return f"Growth with the samples, {contest.width} wide, three directions: " + "; ".join(lines) + "."
+        work = {"F": contest.work["F of the decoder"]}
+        for k in (1, 2, 3):
+            chosen = dict(list(contest.directions.items())[:k])
+            contest._add(f"{k}", chosen, "ghost_low_rank", None)
+            work[f"{k}"] = contest.work[f"{k}"]
+        times = paired(work, rounds=5)
+    probes = ", ".join(f"{k} {1 / times[f'{k}'].ratio(times['F']):.2f}" for k in (1, 2, 3))
+    return [
+        f"Growth with the samples, {contest.width} wide, three directions, one process: "
+        + "; ".join(lines)
+        + ".",
+        f"Growth with the probes, {contest.width} wide, in F of the decoder (low rank): {probes}.",
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", nargs="*", type=int, default=[128, 256, 512])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    keep_freed_memory()
-    rows, notes = [], []
-    for width in arguments.widths:
-        contest = Contest(width)
-        rows += contest.rows(paired(contest.work, rounds=arguments.rounds))
-        if width == min(arguments.widths):
-            notes.append(measure_growth(contest))
-        if width == min(arguments.widths, key=lambda w: abs(w - 256)):
-            if importlib.util.find_spec("kronfluence"):
-                notes.append(measure_kronfluence(contest, arguments.rounds))
-            else:
-                notes.append("kronfluence is not installed.")
+def write_table(out: Path, write: bool) -> None:
+    """All parts that were run, as a section of docs/benchmarks.md."""
+    rows, notes, machines = [], [], []
+    for file in sorted(out.glob("speed-*.json"), key=lambda f: int(f.stem.split("-")[1])):
+        found = read_json(file)
+        rows += found["rows"]
+        machines.append(found["machine"])
+    for file in sorted(out.glob("growth-*.json")) + sorted(out.glob("kronfluence-*.json")):
+        notes += read_json(file)["notes"]
     for name in ("bergson", "dattri", "trak"):
         if not importlib.util.find_spec(name):
             notes.append(f"{name} is not installed: left out.")
@@ -312,16 +334,51 @@ def main() -> None:
     text = (
         "## Influence: cost in forward passes, and exactness\n\n"
         f"A Llama of 4 layers (transformers, sdpa), {TOKENS} tokens a sample, one thread, CPU time, median of "
-        f"{arguments.rounds} paired rounds (`python -m benchmarks.influence`). F is its forward pass in float32 with "
+        "paired rounds (`python -m benchmarks.influence`). F is its forward pass in float32 with "
         "the losses, F of the decoder that of our decoder with the same weights. Agreement is with forward-mode "
         "derivatives of the model itself on 32 samples, the worst of the directions. Goals: 2.0 for one direction, 2.2 "
         "for three, 1.1 in bfloat16.\n\n"
         + table(header, rows)
         + "\n"
-        + "\n".join(notes)
-        + f"\n\n{machine('torch', 'transformers', 'kronfluence')}\n"
+        + "\n\n".join([*notes, *machines[-1:]])
+        + "\n"
     )
-    publish("influence", text, write=arguments.write)
+    publish("influence", text, write=write)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["prepare", "speed", "growth", "kronfluence", "table"])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--write", action="store_true", help="put the section into docs/benchmarks.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    keep_freed_memory()
+    out, width = arguments.out, arguments.width
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.part == "table":
+        write_table(out, arguments.write)
+        return
+    contest = Contest(width, out)
+    found: dict[str, Any] = {}
+    if arguments.part == "prepare":
+        contest.exact()
+        return
+    if arguments.part == "speed":
+        contest.add_engines()
+        found["rows"] = contest.rows(paired(contest.work, rounds=arguments.rounds))
+    elif arguments.part == "growth":
+        found["notes"] = measure_growth(contest)
+    else:
+        found["notes"] = [measure_kronfluence(contest, arguments.rounds)]
+    found["machine"] = machine("torch", "transformers", "kronfluence")
+    write_json(out / f"{arguments.part}-{width}.json", found)
+    print(found)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def mean_gradient(
     check_vocabulary(documents, adapter.vocabulary)
     plan = BatchPlan(
         documents,
-        context=context,
+        context=adapter.context(context),
         windows=windows,
         reduction=reduction,
         batch_tokens=batch_tokens,

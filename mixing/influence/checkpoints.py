@@ -216,6 +216,7 @@ class OpenCheckpoint:
             record = self.scorer.record()
         else:
             record = {
+                "context": adapt(self.model).context(self.work.settings.context),
                 "engine": "explicit, cosine" if self.work.settings.cosine else "averaged gradients",
                 "forwards_per_token": FORWARDS,
                 "step_of_difference": None,
@@ -343,18 +344,17 @@ def work_record(work: CheckpointWork, parts: Sequence[np.ndarray]) -> dict[str, 
     read = sum(float(read_part(work, part)[:, 0].sum()) for part in parts)
     made = sum(d["forward_tokens"] for d in directions.values())
     forward_tokens = pilot["forwards_per_token"] * read + pilot["pilot_forward_tokens"] + made
+    whole = work.settings.windows == "all"
+    cut = 0 if whole else int((work.store.lengths > pilot["context"] + 1).sum())
     return {
         **pilot,
         "directions": {
             n: {k: v for k, v in d.items() if k != "forward_tokens"} for n, d in directions.items()
         },
         "reduction": work.settings.reduction,
-        "context": work.settings.context,
         "windows": work.settings.windows,
         "documents": sum(len(part) for part in parts),
-        "documents_cut": int((work.store.lengths > work.settings.context + 1).sum())
-        if work.settings.windows == "first"
-        else 0,
+        "documents_cut": cut,
         "tokens_read": read,
         "forward_tokens": forward_tokens,
         "flops": 2.0 * pilot["parameters"] * forward_tokens,
@@ -364,7 +364,7 @@ def work_record(work: CheckpointWork, parts: Sequence[np.ndarray]) -> dict[str, 
         "step": work.job.step,
         "settings": asdict(work.settings),
         "inputs": work.fingerprint,
-        "notes": pilot["notes"] + work.store.notes,
+        "notes": pilot["notes"] + work.store.notes + _cut_note(work, pilot["context"], cut),
     }
 
 
@@ -411,3 +411,14 @@ def finished(work: CheckpointWork, out: Path) -> bool:
         return file.is_file() and beside.is_file() and read_json(beside).get("inputs") == work.fingerprint
 
     return all(whole(work.job.file(out, capability)) for capability in work.job.capabilities)
+
+
+def _cut_note(work: CheckpointWork, context: int, cut: int) -> list[str]:
+    """What the reader should know about documents that are longer than a row."""
+    if not cut:
+        return []
+    why = "the model has positions for no more" if context < work.settings.context else "the context asked for"
+    return [
+        f"{cut} of {len(work.store)} documents are longer than {context} tokens ({why}): of those only the first "
+        f'{context} are scored and counted (windows "all" reads them in pieces)'
+    ]

@@ -67,6 +67,17 @@ class Contraction:
         )
         return turned @ self.left.T
 
+    def turned(self, order: Tensor | None, scale: Tensor | None) -> Contraction:
+        """For outputs that come in another order [O] of rows, and times `scale` [O]."""
+
+        def rows(part: Tensor | None, dim: int) -> Tensor | None:
+            if part is None:
+                return None
+            part = part if order is None else part.index_select(dim, order)
+            return part if scale is None else part * scale.view(-1, 1)
+
+        return Contraction(rows(self.whole, 1), self.right, rows(self.left, 0), self.core)
+
     def cast(self, dtype: torch.dtype, gain: Tensor | None = None) -> Contraction:
         """For products in `dtype`; `gain` [I] multiplies the inputs, which then come without it."""
 

@@ -24,7 +24,7 @@ from curation.errors import DataError
 from mixing.influence.adapters import LossAdapter, scoring
 from mixing.influence.documents import BatchPlan, Tokenized
 from mixing.influence.explicit import document_gradients
-from mixing.influence.layer_gradients import LayerGradients
+from mixing.influence.layer_gradients import LayerGradients, factors_cost_less
 from mixing.influence.scorers import UnknownLayerError, Vectors
 
 DATAINF_DAMPING = 0.1
@@ -61,12 +61,15 @@ def datainf_directions(
             vectors[name].numel() for vectors in gradients.values() if name in vectors
         )
     with scoring(adapter):
-        try:
-            source: Gradients = _Factors(adapter, plan, gradients)
-            found = source.measure()
-        except UnknownLayerError:
-            source = _Whole(adapter, plan, gradients)
-            found = source.measure()
+        source: Gradients = _Whole(adapter, plan, gradients)
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if _short(plan, gradients):
+            try:
+                source = _Factors(adapter, plan, gradients)
+                found = source.measure()
+            except UnknownLayerError:
+                source = _Whole(adapter, plan, gradients)
+        found = found or source.measure()
         norms: dict[str, float] = dict.fromkeys(entries, 0.0)
         squares: dict[str, np.ndarray] = {}
         products: dict[str, np.ndarray] = {}
@@ -95,6 +98,14 @@ def datainf_directions(
             # direction.
             vectors[name] /= lambdas[layer(name)] or 1.0
     return result, source.forwards * plan.read_tokens
+
+
+def _short(plan: BatchPlan, gradients: Mapping[str, Vectors]) -> bool:
+    """Whether documents are so short that for most entries factors cost less than gradients made by autograd."""
+    tokens = plan.targets / max(len(plan.documents), 1)
+    matrices = {n: v for vectors in gradients.values() for n, v in vectors.items() if v.dim() == 2}
+    by_factors = [v.numel() for v in matrices.values() if factors_cost_less(tokens, len(gradients), v)]
+    return 2 * sum(by_factors) > sum(v.numel() for v in matrices.values())
 
 
 class Gradients(Protocol):
@@ -136,7 +147,7 @@ class _Factors:
 
 
 class _Whole:
-    """By the gradients themselves, one document at a time: slower, and asks nothing of the model."""
+    """By the gradients themselves, one document at a time: for long documents, and it asks nothing of the model."""
 
     forwards = 6.0
 
@@ -153,10 +164,11 @@ class _Whole:
         found = {name: (np.zeros(count), np.zeros((count, probes))) for name in self.names}
         for at, gradient in self._each():
             for name, g in gradient.items():
-                found[name][0][at] = float(g.double().square().sum())
+                flat = g.flatten().to(torch.promote_types(g.dtype, torch.float32))
+                found[name][0][at] = float(torch.dot(flat, flat))
                 for k, vectors in enumerate(self.gradients):
                     if name in vectors:
-                        found[name][1][at, k] = float((g.double() * vectors[name].double()).sum())
+                        found[name][1][at, k] = float(torch.dot(flat, vectors[name].to(flat).flatten()))
         return found
 
     def subtract(self, result: Mapping[str, Vectors], factors: Mapping[str, np.ndarray]) -> None:

@@ -1,11 +1,10 @@
 """Ghost products of our decoder in one hand-written pass: forward, half a backward, no autograd, no hooks.
 
 For each matrix y = W x of the model, <dL/dy, V x> is one token's part in the derivative of the losses along V
-(mixing.influence.contraction). The pass goes through the decoder as training.fused_layer does (gains folded
-into the matrices that read them, queries, keys and values as one product, gate and up as another, attention in
-blocks), keeps what the way back needs, and on that way makes no gradient of any weight. What the gains of the
-norms add falls out of the norm's own backward: with y = g u, u of unit root mean square, the part of g along v
-is <dL/du, u v / g>.
+(mixing.influence.contraction). The pass goes through the decoder as training.fused_layer does (attention in
+blocks, its matrices made ready once: mixing.influence.decoder_weights), keeps what the way back needs, and on that
+way makes no gradient of any weight. What the gains of the norms add falls out of the norm's own backward: with
+y = g u, u of unit root mean square, the part of g along v is <dL/du, u v / g>.
 
 Values come out per token, so documents may share a row. Nothing is weighted before the end: a document's
 weight multiplies the sum over its tokens.
@@ -22,6 +21,16 @@ from torch import Tensor
 
 from mixing.influence.adapters import DecoderAdapter
 from mixing.influence.contraction import Contraction
+from mixing.influence.decoder_weights import (
+    GROUPS,
+    HEAD,
+    NORMS,
+    Weights,
+    group_directions,
+    head_weights,
+    layer_weights,
+    part_of,
+)
 from mixing.influence.documents import IGNORED, RowBatch
 from mixing.influence.scorers import UnknownLayerError, Vectors
 from training.chunked_logits import BLOCK_LOGITS_CPU, chunk_tokens
@@ -36,30 +45,9 @@ from training.fused_layer import (
 )
 from training.model import FUSED_MODULES, Decoder, document_mask, rotation
 
-# Group of matrices that read one input -> the parameters whose rows it stacks.
-GROUPS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": ("self_attn.o_proj",),
-    "in": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-NORMS = {"qkv": "input_layernorm", "in": "post_attention_layernorm"}
-HEAD = "head"
 # Tokens worked on at a time: what is kept for the way back should stay in the caches (2,048 is 3 % slower).
 PASS_TOKENS = 1024
 SMALLEST_GAIN = 1e-4  # a gain below this (relative to the largest) cannot be divided by
-
-
-@dataclass
-class Weights:
-    """One group of matrices in the precision of the products, gains folded in."""
-
-    matrix: Tensor  # [O, I]
-    bias: Tensor | None
-    contraction: Contraction | None
-    slopes: Tensor  # [O, k], directions of the bias
-    gains: Tensor  # [I, k + 1], directions of the norm's gain over the gain; last column 1 / I
-
 
 # Called with (group's name, inputs [N, I], output gradients [N, O]) to learn what the pass sees.
 See = Callable[[str, Tensor, Tensor], None]
@@ -72,7 +60,7 @@ class Kept:
     unit1: Tensor
     scale1: Tensor
     qk: Tensor
-    scale_qk: Tensor
+    scale_qk: Tensor | None
     value: Tensor
     shares: list[Tensor]
     mixed: Tensor
@@ -98,34 +86,6 @@ def fits(model: Decoder) -> str:
         if "norm" in name and bool((parameter.abs() < SMALLEST_GAIN * parameter.abs().max()).any()):
             return f"a gain of {name} that is near zero"
     return ""
-
-
-def group_directions(model: Decoder, vectors: Sequence[Vectors]) -> dict[str, Tensor]:
-    """Directions [k, O, I] of each group of matrices that any of them moves, zeros where one does not.
-
-    Names are `layers.<n>.<group>`; the output weight is `head`.
-    """
-    own = dict(model.named_parameters())
-    found = {}
-    for index in range(model.config.layers):
-        for group, parts in GROUPS.items():
-            names = [f"layers.{index}.{part}.weight" for part in parts]
-            if any(n in v for v in vectors for n in names):
-                found[f"layers.{index}.{group}"] = torch.stack(
-                    [torch.cat([_of(v, n, own[n]) for n in names]) for v in vectors]
-                )
-    name = model.output_weight_name
-    if any(name in v for v in vectors):
-        found[HEAD] = torch.stack([_of(v, name, own[name]) for v in vectors])
-    return found
-
-
-def _of(vectors: Vectors, name: str, like: Tensor) -> Tensor:
-    return (
-        vectors[name].to(like.device, torch.float64)
-        if name in vectors
-        else like.new_zeros(like.shape).double()
-    )
 
 
 class DecoderPass:
@@ -160,7 +120,7 @@ class DecoderPass:
             kv_heads=config.kv_heads,
             groups=config.heads // config.kv_heads,
             head_dim=config.head_dim,
-            interleaved=config.rope_style == "interleaved",
+            interleaved=True,  # the rows of queries and keys are ordered so
             normed=config.qk_norm == "l2_after_rope",
             eps=config.norm_eps,
             dtype=dtype,
@@ -168,10 +128,15 @@ class DecoderPass:
         self.contractions, self.vectors = dict(contractions), vectors
         own = {n: p.detach().to(self.wide) for n, p in model.named_parameters()}
         self.layers = [
-            {group: self._weights(own, f"layers.{index}.", group) for group in GROUPS}
+            {
+                group: layer_weights(
+                    model, own, index, group, vectors, self.contractions.get(f"layers.{index}.{group}"), dtype
+                )
+                for group in GROUPS
+            }
             for index in range(config.layers)
         ]
-        self.head = self._head(own)
+        self.head = head_weights(model, own, vectors, self.contractions.get(HEAD), dtype)
         self.embedding = own["embed_tokens.weight"]
         self.embedded = self._stacked("embed_tokens.weight")
         self.chosen = self._stacked(model.output_weight_name)
@@ -181,44 +146,7 @@ class DecoderPass:
         if not any(name in v for v in self.vectors):
             return None
         like = dict(self.model.named_parameters())[name]
-        return torch.stack([_of(v, name, like) for v in self.vectors]).to(self.wide)
-
-    def _weights(self, own: Mapping[str, Tensor], prefix: str, group: str) -> Weights:
-        parts = [prefix + part for part in GROUPS[group]]
-        gain_name = prefix + NORMS[group] + ".weight" if group in NORMS else None
-        gain = None if gain_name is None else own[gain_name]
-        matrix = torch.cat([own[f"{p}.weight"] for p in parts])
-        biased = f"{parts[0]}.bias" in own
-        bias = torch.cat([own[f"{p}.bias"] for p in parts]).to(self.dtype) if biased else None
-        slopes = matrix.new_zeros(len(matrix), self.count if biased else 0)
-        if biased:
-            for k, v in enumerate(self.vectors):
-                slopes[:, k] = torch.cat([_of(v, f"{p}.bias", own[f"{p}.bias"]) for p in parts])
-        contraction = self.contractions.get(prefix + group)
-        return Weights(
-            (matrix if gain is None else matrix * gain).to(self.dtype),
-            bias,
-            None if contraction is None else contraction.cast(self.dtype, gain),
-            slopes.to(self.dtype),
-            self._gains(gain_name, gain),
-        )
-
-    def _gains(self, name: str | None, gain: Tensor | None) -> Tensor:
-        if name is None or gain is None:
-            return torch.zeros(0, 0)
-        columns = [(_of(v, name, gain) / gain.double()).to(self.wide) for v in self.vectors]
-        return torch.stack([*columns, torch.full_like(gain, 1.0 / len(gain))], -1)
-
-    def _head(self, own: Mapping[str, Tensor]) -> Weights:
-        gain, matrix = own["norm.weight"], own[self.model.output_weight_name]
-        contraction = self.contractions.get(HEAD)
-        return Weights(
-            (matrix * gain).to(self.dtype),
-            None,
-            None if contraction is None else contraction.cast(self.dtype, gain),
-            matrix.new_zeros(len(matrix), 0),
-            self._gains("norm.weight", gain),
-        )
+        return torch.stack([part_of(v, name, like) for v in self.vectors]).to(self.wide)
 
     @property
     def products(self) -> tuple[int, int]:
@@ -269,14 +197,12 @@ class DecoderPass:
         inner: dict[str, Tensor] = {}
 
         def times(group: str, x: Tensor) -> Tensor:
-            weights = layer[group]
-            if weights.contraction is not None:
-                inner[group] = weights.contraction.inward(x)
-            return F.linear(x, weights.matrix, weights.bias)
+            made, inner[group] = layer[group].forth(x)
+            return made
 
         unit1, scale1 = self._unit(flat)
-        qkv = times("qkv", unit1).view(rows, tokens, -1, shape.head_dim)
-        qk, scale_qk = turned_pairs(qkv[:, :, : -shape.kv_heads], turn, shape)
+        qkv = times("qkv", unit1).unflatten(0, (rows, tokens)).unflatten(-1, (-1, shape.head_dim))
+        qk, scale_qk = self._turned(qkv[:, :, : -shape.kv_heads], turn)
         value = qkv[:, :, -shape.kv_heads :].transpose(1, 2).contiguous()
         mixed, shares = attend_blocks(qk, value, mask, shape)
         middle = flat + times("out", mixed)
@@ -290,6 +216,36 @@ class DecoderPass:
         )
         return out, kept
 
+    def _turned(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries and keys [B, T, heads, hd] rotated: [B, heads, T, hd], and the factors of their norms if any."""
+        if self.shape.normed:
+            return turned_pairs(x, turn, self.shape)
+        pairs = torch.view_as_complex(x.to(self.wide).unflatten(-1, (-1, 2)))
+        out = x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+        onto = out.transpose(1, 2)
+        if self.dtype == self.wide:
+            torch.mul(pairs, turn, out=torch.view_as_complex(onto.unflatten(-1, (-1, 2))))
+        else:
+            onto.copy_(torch.view_as_real(pairs.mul_(turn)).flatten(-2))
+        return out, None
+
+    def _turned_backward(
+        self, g_qk: Tensor, g_value: Tensor, qk: Tensor, scale: Tensor | None, turn: Tensor
+    ) -> Tensor:
+        """Gradient [B T, (heads + 2 kv) hd] of the joint projection."""
+        if scale is not None:
+            return turned_backward(g_qk, g_value, qk, scale, turn, self.shape)
+        rows, heads, tokens, size = g_qk.shape
+        out = g_qk.new_empty(rows, tokens, heads + self.shape.kv_heads, size)
+        onto, back = out[:, :, :heads], turn.conj().resolve_conj()
+        pairs = torch.view_as_complex(g_qk.to(self.wide).unflatten(-1, (-1, 2))).transpose(1, 2)
+        if self.dtype == self.wide:
+            torch.mul(pairs, back, out=torch.view_as_complex(onto.unflatten(-1, (-1, 2))))
+        else:
+            onto.copy_(torch.view_as_real(pairs.mul_(back)).flatten(-2))
+        out[:, :, heads:] = g_value.transpose(1, 2)
+        return out.view(rows * tokens, -1)
+
     def _unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x over its root mean square, and one over that, [N, 1]."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -301,7 +257,7 @@ class DecoderPass:
     ) -> Tensor:
         """Adds the gain's part to `total`; the gradient before the norm, added to `onto` if given."""
         wide = grad.to(scale.dtype)
-        sums = (wide * unit) @ weights.gains
+        sums = F.linear(wide * unit, weights.gains)
         total += sums[:, :-1]
         # scale (grad - unit mean(grad unit))
         wide = torch.addcmul(wide, unit, sums[:, -1:], value=-1.0)
@@ -311,33 +267,30 @@ class DecoderPass:
         turn, _, shape = shared
         layer = self.layers[index]
 
-        def add(group: str, x: Tensor, gradient: Tensor) -> None:
+        def back(group: str, x: Tensor, gradient: Tensor) -> Tensor:
             weights = layer[group]
             if self.see is not None:
                 gain = None if group not in NORMS else self._gain(index, group)
-                self.see(f"layers.{index}.{group}", x if gain is None else x * gain, gradient)
+                name = f"layers.{index}.{group}"
+                self.see(name, x if gain is None else x * gain, weights.own_order(gradient))
+            before, outer, _ = weights.back(gradient)
             if weights.contraction is not None:
-                total.add_(weights.contraction.pair(kept.inner.pop(group), gradient))
-            if weights.slopes.shape[1]:
-                total.add_(gradient @ weights.slopes)
+                total.add_(weights.pair(kept.inner.pop(group), outer))
+            if len(weights.slopes):
+                total.add_(F.linear(gradient, weights.slopes))
+            return before
 
-        narrow = wide.to(shape.dtype)
-        add("down", kept.product, narrow)
-        g_product = narrow @ layer["down"].matrix
+        g_product = back("down", kept.product, wide.to(shape.dtype))
         g_in = torch.empty(kept.gate.shape[0], 2 * kept.gate.shape[1], dtype=kept.gate.dtype)
         g_gate, g_up = g_in.chunk(2, -1)
         torch.mul(g_product, kept.silu, out=g_up)
-        g_gate.copy_(torch.ops.aten.silu_backward(g_product.mul_(kept.up), kept.gate))
-        add("in", kept.unit2, g_in)
-        g_unit = g_in @ layer["in"].matrix
+        torch.ops.aten.silu_backward.grad_input(g_product.mul_(kept.up), kept.gate, grad_input=g_gate)
+        g_unit = back("in", kept.unit2, g_in)
         wide = self._unit_backward(g_unit, kept.unit2, kept.scale2, layer["in"], total, wide)
-        narrow = wide.to(shape.dtype)
-        add("out", kept.mixed, narrow)
-        g_mixed = narrow @ layer["out"].matrix
-        g_qk, g_value = attend_blocks_backward(g_mixed, kept.qk, kept.value, kept.shares, shape)
-        g_qkv = turned_backward(g_qk, g_value, kept.qk, kept.scale_qk, turn, shape)
-        add("qkv", kept.unit1, g_qkv)
-        g_unit = g_qkv @ layer["qkv"].matrix
+        g_mixed = back("out", kept.mixed, wide.to(shape.dtype))
+        g_qk, g_value = attend_blocks_backward(g_mixed.contiguous(), kept.qk, kept.value, kept.shares, shape)
+        g_qkv = self._turned_backward(g_qk, g_value, kept.qk, kept.scale_qk, turn)
+        g_unit = back("qkv", kept.unit1, g_qkv)
         return self._unit_backward(g_unit, kept.unit1, kept.scale1, layer["qkv"], total, wide)
 
     def _gain(self, index: int, group: str) -> Tensor:
@@ -347,13 +300,14 @@ class DecoderPass:
     def _losses(self, x: Tensor, batch: RowBatch, total: Tensor) -> Tensor:
         """Gradient of the summed losses before the final norm; adds what the output weight and that norm do.
 
-        With p the softmax and y the label of a token, dL/dz = p - onehot(y). The part of the label's own row
+        With p the softmax and y the label of a token, dL/dz = p - onehot(y) = q - onehot(y) sum(q), q being p without
+        the label's entry: in half precision p_y - 1 would lose what the others keep. The part of the label's own row
         is exact whatever the rank.
         """
         labels = batch.labels.flatten()
         where = (labels != IGNORED).nonzero()[:, 0]
         unit, scale = self._unit(x)
-        gradient = torch.zeros_like(unit)
+        gradient = torch.zeros_like(x)
         weights = self.head
         size = chunk_tokens(None, weights.matrix, self.dtype)
         block = max(BLOCK_LOGITS_CPU // len(weights.matrix), 1)
@@ -365,20 +319,22 @@ class DecoderPass:
             for at in range(0, len(part), block):
                 piece = chances[at : at + block]
                 torch.softmax(piece, -1, out=piece)  # float32 inside, whatever the precision
-            if weights.contraction is not None:
-                total[part] += self._output_part(weights.contraction, u, u * gain, y, chances)
             if self.see is not None:
                 self.see(HEAD, u * gain, chances)
-            chances[torch.arange(len(part)), y] -= 1.0
-            gradient[part] = chances @ weights.matrix
+            chances[torch.arange(len(part)), y] = 0.0
+            before, outer, others = weights.back(chances)
+            assert others is not None
+            others = others.to(self.wide)
+            gradient[part] = torch.addcmul(before.to(self.wide), weights.matrix[y], others, value=-1.0)
+            if weights.contraction is not None:
+                total[part] += self._output_part(u, u * gain, y, outer, others)
         return self._unit_backward(gradient, unit, scale, weights, total, None)
 
     def _output_part(
-        self, contraction: Contraction, unit: Tensor, hidden: Tensor, labels: Tensor, chances: Tensor
+        self, unit: Tensor, hidden: Tensor, labels: Tensor, outer: Tensor, others: Tensor
     ) -> Tensor:
-        """<p - onehot(y), V h> of each token, [n, k]."""
-        assert self.chosen is not None
-        found = contraction.pair(contraction.inward(unit), chances)
-        for k, vector in enumerate(self.chosen):
-            found[:, k] -= (vector[labels] * hidden).sum(-1)
-        return found
+        """<q - onehot(y) sum(q), V h> of each token, [n, k]."""
+        assert self.chosen is not None and self.head.contraction is not None
+        found = self.head.pair(self.head.contraction.inward(unit), outer)
+        own = torch.stack([(vector[labels] * hidden).sum(-1) for vector in self.chosen], -1)
+        return found.addcmul_(own, others, value=-1.0)

@@ -63,9 +63,7 @@ class DocumentGradients:
         dense = [left for left, _ in self.uses if left.is_floating_point()]
         if not dense:
             return True
-        tokens = dense[0].shape[1]
-        factors = tokens * tokens * sum(like.shape) + count * tokens * like.numel()
-        return factors < tokens * like.numel() + READING * (count + 1) * like.numel()
+        return factors_cost_less(dense[0].shape[1], count, like)
 
     def _by_factors(self, vectors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         squares = torch.zeros(len(self.uses[0][1]), dtype=torch.float64, device=self.uses[0][1].device)
@@ -129,6 +127,12 @@ class DocumentGradients:
                     gradient = left[at].T @ right[at]
                     for target, weight in targets:
                         target.sub_(gradient.to(target), alpha=float(weight[at]))
+
+
+def factors_cost_less(tokens: float, count: int, like: Tensor) -> bool:
+    """Whether squares and products with `count` directions cost less by factors, for a document of so many tokens."""
+    factors = tokens * tokens * sum(like.shape) + count * tokens * like.numel()
+    return factors < tokens * like.numel() + READING * (count + 1) * like.numel()
 
 
 def _overlap(left: Tensor, other: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ class PreparedScorer:
         step = self.scorer.step if isinstance(self.scorer, FiniteDifference) else None
         return {
             "engine": self.scorer.name,
+            "context": self.context,
             "forwards_per_token": self.scorer.forwards,
             "step_of_difference": step,
             "dtype": str(self.adapter.dtype).removeprefix("torch."),

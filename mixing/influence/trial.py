@@ -11,8 +11,9 @@ import torch
 
 from curation.errors import RecipeError
 from mixing.influence.adapters import DecoderAdapter, LossAdapter
-from mixing.influence.decoder_pass import DecoderPass, fits, group_directions
+from mixing.influence.decoder_pass import DecoderPass, fits
 from mixing.influence.decoder_twin import decoder_twin
+from mixing.influence.decoder_weights import group_directions
 from mixing.influence.documents import BatchPlan, Tokenized, spread_over_sources
 from mixing.influence.explicit import Explicit
 from mixing.influence.finite_difference import STEPS, FiniteDifference, Side

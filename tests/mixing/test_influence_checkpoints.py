@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,24 @@ def huggingface(trained: Trained) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     write_tokenizer(trained.tokenizer, folder)
     return folder
+
+
+@pytest.mark.parametrize("group_documents", [0, 4])
+def test_documents_longer_than_the_model_reads_are_cut_and_it_says_so(
+    huggingface: Path, tmp_path: Path, group_documents: int
+) -> None:
+    short = shutil.copytree(huggingface, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 12}))
+    samples = write_jsonl(tmp_path / "samples.jsonl", texts("code", 8, 40), "code")
+    probes = {"code": write_jsonl(tmp_path / "code.jsonl", texts("code", 4, 41), "probe")}
+    out = tmp_path / "out.parquet"
+    settings = InfluenceSettings(group_documents=group_documents, pilot_documents=4)
+    table = score_files(short, samples, probes, out=out, settings=settings)
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["context"] == 12 and record["documents_cut"] == 8
+    assert record["sample_tokens"] == sum(table["tokens"].to_pylist()) == 8 * 12
+    assert any("8 of 8 documents are longer than 12 tokens" in note for note in record["notes"])
 
 
 def test_influence_from_files(huggingface: Path, trained: Trained, tmp_path: Path) -> None:

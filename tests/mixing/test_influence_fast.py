@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mixing.influence import trial as trial_module
 from mixing.influence.contraction import Contraction
 from mixing.influence.decoder_pass import DecoderPass, fits
 from mixing.influence.decoder_twin import decoder_twin
+from mixing.influence.decoder_weights import group_directions
 from mixing.influence.documents import BatchPlan, cut_rows, pack_rows
 from mixing.influence.ghost import Ghost
 from mixing.influence.low_rank import LowRank, Moments, MomentSums, expected_squares
@@ -84,6 +87,46 @@ def test_the_hand_written_pass_equals_gradients_and_hooks(name: str) -> None:
         found = score_plan(scorer, plan_of(docs), 2)
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
         assert scorer.forwards == pytest.approx(4.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied with biases"])
+def test_bases_beside_the_matrices_and_what_the_pass_shows_are_in_the_models_own_terms(name: str) -> None:
+    """The pass multiplies with folded and reordered matrices; directions go in and gradients come out as W has them."""
+    model = MODELS[name]().double()
+    docs, vectors = documents(7), [random_direction(model, 1), random_direction(model, 2)]
+    whole = group_directions(model, vectors)
+    bases = {
+        n: Contraction(None, torch.eye(v.shape[2]).double(), torch.eye(v.shape[1]).double(), v)
+        for n, v in whole.items()
+    }
+    gradients: dict[str, torch.Tensor] = {}
+
+    def see(group: str, x: torch.Tensor, g: torch.Tensor) -> None:
+        gradients[group] = gradients.get(group, 0.0) + g.T @ x
+
+    found = score_plan(DecoderPass(adapt(model), vectors, bases, torch.float64, see), plan_of(docs), 2)
+    expected = oracle(model, docs, vectors)
+    assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
+    model.requires_grad_(True)
+    sum(adapt(model)(batch).sum() for batch in plan_of(docs)).backward()
+    attention = model.layers[1].self_attn
+    own = torch.cat([p.weight.grad for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    torch.testing.assert_close(gradients["layers.1.qkv"], own, rtol=1e-9, atol=1e-9)
+    feed = model.layers[0].mlp
+    torch.testing.assert_close(gradients["layers.0.down"], feed.down_proj.weight.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_probabilities_near_one_keep_their_gradient_in_bfloat16(learned) -> None:
+    """Where a model is sure, p - 1 in bfloat16 is 0 or wrong by far more than the gradient: the others' sum is not."""
+    model, docs, directions = learned
+    sure = deepcopy(model)
+    with torch.no_grad():
+        sure.norm.weight.mul_(6)
+    samples = [d for d in docs if d.source != "noise"][:12]
+    vectors = [d.vectors for d in directions.values()]
+    exact = score_plan(DecoderPass(adapt(sure), vectors, None, torch.float32), plan_of(samples), 3)
+    half = score_plan(DecoderPass(adapt(sure), vectors, None, torch.bfloat16), plan_of(samples), 3)
+    assert np.corrcoef(half[:, 0], exact[:, 0])[0, 1] > 0.995
 
 
 def test_what_the_hand_written_pass_cannot_do_goes_another_way() -> None:
