@@ -12,6 +12,10 @@ ln(1 + p N) / p; sigma > 0 has ever more rare texts, and groups grow like N^sigm
 theta / -sigma groups, such as templates, and growth ends there. Which of them the pilot comes from is not decided: a
 grid of (sigma, theta) is weighed by the probability of the pilot's groups, and each draw of a path takes its own. A
 pilot without a single pair says little about a hundred times its size, and the draws then differ by as much.
+
+On simulated worlds of other kinds (docs/decisions.md has the table) a 90 % interval held what 10 and 30 times the
+pilot really gave in 83 to 100 % of cases, but in 62 % where all documents came from a few hundred uneven templates:
+there it promises too much, as it must where what was not seen decides.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import gammaln
 
-STEP = 1.15
+STEP = 1.3
 """Ratio of neighbouring sizes on a path."""
 _SIGMAS = (-100.0, -10.0, -3.0, -1.5, -0.8, -0.4, -0.2, -0.1, *np.linspace(0.02, 0.98, 25))
 _THETAS = np.logspace(-1, 9, 241)
 _UNSEEN = np.logspace(-3, 8, 241)
 """Groups that were not seen, for each one that was, where there is an end of them."""
 TEMPER = 0.3
+"""Power of the likelihood: real corpora are no Gibbs-type partitions, and 1 gave intervals that were too narrow."""
 
 
 class GrowthPaths:
@@ -106,7 +111,9 @@ def _drawn_parameters(
     for sigma in _SIGMAS:
         if sigma > 0:
             theta = _THETAS
-            begun = (groups - 1) * np.log(sigma) + gammaln(theta / sigma + groups) - gammaln(theta / sigma + 1)
+            begun = (
+                (groups - 1) * np.log(sigma) + gammaln(theta / sigma + groups) - gammaln(theta / sigma + 1)
+            )
         else:  # theta = -sigma x the number of groups that there can be
             most = groups * (1 + _UNSEEN)
             theta = -sigma * most

@@ -206,7 +206,9 @@ def test_an_int8_layer_is_near_its_float32_and_keeps_tokens_apart() -> None:
         sizes = (exact - linear.bias).norm(dim=-1)
         assert found.shape == exact.shape and ((found - exact).norm(dim=-1) < 0.02 * sizes + 0.01).all()
         assert ((found - exact).norm(dim=-1) > 1e-4 * sizes).any()
-        assert torch.equal(layer(x[:, 3].clone()), layer(x.clone())[:, 3])  # others in the batch change nothing
+        assert torch.equal(
+            layer(x[:, 3].clone()), layer(x.clone())[:, 3]
+        )  # others in the batch change nothing
         assert torch.equal(layer(torch.zeros(2, 96, dtype=torch.bfloat16)), layer.bias.expand(2, 40))
 
 
