@@ -39,8 +39,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def classifier(*, write: bool, documents: int = 160) -> None:
-    """BERT-base at 512 tokens: the naive float32 pipeline, our float32 pass, our bfloat16 pass with its recheck."""
+def classifier(*, write: bool, documents: int = 80, timed_every: int = 2) -> None:
+    """BERT-base at 512 tokens: the naive float32 pipeline and ours in each format; then the rechecks on all documents.
+
+    Speeds are those of every `timed_every`-th document, all formats one after another in about two minutes; what the
+    rechecks cost is computed from these speeds and from how many documents they really took.
+    """
     from curation.educational import EducationalClassifier, parse_rule, passing
     from curation.recheck import decide_documents
     from curation.score_tables import score_source
@@ -49,43 +53,72 @@ def classifier(*, write: bool, documents: int = 160) -> None:
     shares = {"stackexchange": 0.4, "math_text": 0.3, "wiki": 0.1, "formal": 0.1, "books": 0.1}
     texts = [text for name, share in shares.items() for text in real_texts(name, round(share * documents))]
     found = [Document(f"{i:06d}", text, "mixed") for i, text in enumerate(texts)]
+    rule = parse_rule(RULE)
     with tempfile.TemporaryDirectory() as scratch:
         folder = _classifier_folder(Path(scratch), texts)
-        rough = EducationalClassifier(str(folder), precision="bfloat16")
-        rule = parse_rule(RULE)
-        naive, (plain, tokens) = timed(lambda: _naive_scores(folder, texts))
-        _warm(rough, found), _warm(rough.in_float32(), found)
-        half, scores = timed(lambda: score_source(found, rough, Path(scratch) / "half"))
-        again, decision = timed(lambda: decide_documents(found, scores, rule, rough, Path(scratch) / "half"))
-        sorted_, exact = timed(lambda: score_source(found, rough.in_float32(), Path(scratch) / "exact"))
-    report = decision.recheck
-    assert report is not None
-    truth = {f"{i:06d}" for i in np.flatnonzero(plain > rule.value)}
-    flips = {name: len(truth ^ set(passed["id"].to_list())) for name, passed in (
-        ("float32", passing(exact, rule)),
-        ("alone", passing(scores.select("id", "educational_score"), rule)),
-        ("rechecked", decision.passing),
-    )}  # fmt: skip
-    # At 10,000 documents the sample is 1 % of them and the share inside the band is what it is here.
-    inside = (report.rechecked - report.sample) / max(1, documents - report.sample)
-    large = (half + sorted_ * (0.01 + 0.99 * inside)) / naive
-    rows = [
-        ["transformers, float32, file order, batches of 32", f"{len(texts) / naive:.2f}", "1", "-"],
-        ["ours, float32", f"{len(texts) / sorted_:.2f}", f"{naive / sorted_:.2f}", flips["float32"]],
-        ["ours, bfloat16 alone", f"{len(texts) / half:.2f}", f"{naive / half:.2f}", flips["alone"]],
-        ["ours, bfloat16 and recheck", f"{len(texts) / (half + again):.2f}", f"{naive / (half + again):.2f}",
-         flips["rechecked"]],
-        ["the same, computed for 10,000 documents", f"{len(texts) / (large * naive):.2f}", f"{1 / large:.2f}", "-"],
-    ]  # fmt: skip
+        int8, half = (EducationalClassifier(str(folder), precision=name) for name in ("int8", "bfloat16"))
+        formats = {"int8": int8, "bfloat16": half, "float32": half.in_float32()}
+        some = found[::timed_every]
+        naive, (_, tokens) = timed(lambda: _naive_scores(folder, [document.text for document in some]))
+        cost = {"naive": naive / len(some)}
+        for name, scorer in formats.items():
+            _warm(scorer, found)
+            cost[name] = timed(lambda scorer=scorer: scorer.score(some))[0] / len(some)  # type: ignore[misc]
+        facts = machine("torch", "transformers")
+        exact = score_source(found, formats["float32"], Path(scratch) / "exact")
+        truth = set(passing(exact, rule)["id"].to_list())
+        rows = [["transformers, float32, file order, batches of 32", *_speed(cost, cost["naive"]), "-"]]
+        rows.append(["ours, float32", *_speed(cost, cost["float32"]), "-"])
+        sentences = []
+        for name, scorer in (("bfloat16", half), ("int8", int8)):
+            place = Path(scratch) / name
+            table_ = score_source(found, scorer, place)
+            decision = decide_documents(found, table_, rule, scorer, place)
+            report = decision.recheck
+            assert report is not None
+            alone = set(passing(table_.select("id", "educational_score"), rule)["id"].to_list())
+            rows.append([f"ours, {name} alone", *_speed(cost, cost[name]), len(truth ^ alone)])
+            changed = len(truth ^ set(decision.passing["id"].to_list()))
+            for count in (documents, 10_000):
+                label = f"ours, {name} and recheck, {count:,} documents"
+                rows.append(
+                    [
+                        label,
+                        *_speed(cost, _with_recheck(report, cost, count)),
+                        changed if count == documents else "-",
+                    ]
+                )
+            sentences.append(
+                f"{report.sentence('mixed')} Standard deviation of the differences: {report.deviation:.2g}."
+            )
     heading = (
         "## Educational classifier, 12 x 768, 512 tokens, one thread\n\n"
-        f"{len(texts)} documents of five corpora, {tokens / len(texts):.0f} tokens each after truncation; rule "
-        f"`{RULE}`, which {len(truth)} pass. {report.sentence('mixed')} The differences' standard deviation is "
-        f"{report.deviation:.2g}; scores have one of {plain.std():.2g}.\n\n"
+        f"{len(texts)} documents of five corpora, {tokens / len(some):.0f} tokens each after truncation; rule "
+        f"`{RULE}`, which {len(truth)} pass; scores have a standard deviation of "
+        f"{exact['educational_score'].to_numpy().std():.2g}. CPU time of {len(some)} of them, one round; lines with a "
+        "recheck are computed from the formats' speeds and from how many documents the recheck took, at 10,000 with "
+        "the same share inside the bands and a sample of 64.\n\n" + "\n\n".join(sentences) + "\n\n"
     )
     body = table(["pipeline", "documents per CPU-second", "times the first", "changed verdicts"], rows)
-    note = f"\nOne round. {machine('torch', 'transformers')}\n"
-    publish("curation: classifier", heading + body + note, write=write)
+    publish("curation: classifier", f"{heading}{body}\n{facts}\n", write=write)
+
+
+def _speed(cost: dict[str, float], seconds: float) -> list[str]:
+    """Documents per CPU-second, and how often the naive pipeline's."""
+    return [f"{1 / seconds:.2f}", f"{cost['naive'] / seconds:.2f}"]
+
+
+def _with_recheck(report: Any, cost: dict[str, float], documents: int) -> float:
+    """CPU seconds for each of `documents`, from what the recheck of `report.documents` took."""
+    from curation.recheck import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
+
+    sample = min(max(SAMPLE_LEAST, round(SAMPLE_SHARE * documents)), SAMPLE_MOST)
+    seconds = cost[report.first]
+    for name, taken in (("bfloat16", report.halfway), ("float32", report.rechecked)):
+        if taken:
+            inside = (taken - report.sample) / max(1, report.documents - report.sample)
+            seconds += cost[name] * (sample + inside * (documents - sample)) / documents
+    return seconds
 
 
 def _classifier_folder(scratch: Path, texts: list[str]) -> Path:

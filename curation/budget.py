@@ -8,8 +8,10 @@ must arrive, of mean n / p and variance n (1 - p) / p^2 (the negative binomial's
 before a fixed cut of share f, ceil(n / f). The quantiles of the outcome are an interval for the number that will
 really have to be read, not only for its expectation. That it covers what it says is tested by simulation.
 
-What it does not know: shares of duplicates grow with the size of a corpus, so those of a pilot are too small, and
-the numbers to be read are lower bounds where duplicates matter. The notes of a `SourceBudget` say where that is.
+A cut that drops duplicates is no constant share: it takes more of a larger corpus. Where the pilot's groups of
+duplicates are known, each draw walks through it by a path of `duplicate_growth`; the share of groups that another
+source has (which grows, too) stays the pilot's. A cut without groups is a counted one, and a note says that the
+numbers to be read are then lower bounds.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ import numpy as np
 from scipy.stats import beta
 
 from curation.budget_records import Cost, Cut, Rate, SourceBudget, Verdict
+from curation.duplicate_growth import GrowthPaths, growth_paths
 from curation.errors import DataError, RecipeError
 
 DRAWS = 20_000
+LARGEST = 10**10
+"""Up to so many documents the growth of duplicates is followed; what needs more counts as out of reach."""
 
 
 def pilot_sample(ids: Iterable[str], size: int, seed: int) -> list[str]:
@@ -67,17 +72,27 @@ def plan_budget(
     _check(source, cuts, target, available, level)
     generator = np.random.default_rng([seed, *hashlib.sha256(source.encode()).digest()[:8]])
     shares = [_draws(cut, generator) for cut in cuts]
+    growths = [_growth(cut, generator) for cut in cuts]
     tail = (1 - level) / 2
     arriving = np.full(DRAWS, float(target))
-    for cut, share in zip(reversed(cuts), reversed(shares), strict=True):
-        arriving = np.ceil(arriving / share) if cut.share is not None else _trials(arriving, share, generator)
+    for cut, share, growth in zip(reversed(cuts), reversed(shares), reversed(growths), strict=True):
+        arriving = _before(cut, share, growth, arriving, generator)
     rates = tuple(_rate(cut, level) for cut in cuts)
     nothing = any(rate.value == 0 for rate in rates)
     unknown = any(rate.value is None for rate in rates)
+    grown = any(growth is not None for growth in growths)
     needed = None if nothing or unknown else target / math.prod(float(rate.value or 0) for rate in rates)
-    low, high = (float(value) for value in np.quantile(arriving, [tail, 1 - tail]))
-    expected, expected_low, expected_high = _yield(cuts, shares, rates, available, tail, generator)
-    verdict = _verdict(available, at_least, low, None if needed is None else high)
+    # Neighbouring order statistics: between a number and no number there is nothing to interpolate.
+    low, middle, high = (
+        float(value) for value in np.quantile(arriving, [tail, 0.5, 1 - tail], method="closest_observation")
+    )
+    if grown and needed is not None:
+        needed = middle if math.isfinite(middle) else None
+    expected, expected_low, expected_high = _yield(cuts, shares, growths, rates, available, tail, generator)
+    unbounded = needed is None or not math.isfinite(high)
+    if not math.isfinite(low):
+        low = float(LARGEST)
+    verdict = _verdict(available, at_least, low, None if unbounded else high)
     seconds, flops, unknown_flops = _costs(cuts, rates, costs, needed)
     return SourceBudget(
         source=source,
@@ -88,7 +103,7 @@ def plan_budget(
         needed=None if needed is None else math.ceil(needed),
         # The posterior of few documents leans away from their own rates; the interval holds the estimate all the same.
         low=math.ceil(low if needed is None else min(low, needed)),
-        high=None if needed is None else math.ceil(max(high, needed)),
+        high=None if unbounded or needed is None else math.ceil(max(high, needed)),
         available=available,
         at_least=at_least,
         expected=expected,
@@ -123,6 +138,12 @@ def _check(source: str, cuts: Sequence[Cut], target: int, available: int | None,
                 f"{cut.passed} of {cut.reached} documents cannot have passed the cut `{cut.name}`",
                 where=f"source {source}",
             )
+        if cut.groups is not None and (sum(cut.groups) != cut.reached or min(cut.groups, default=1) < 1):
+            raise DataError(
+                f"The groups of the cut `{cut.name}` hold {sum(cut.groups)} documents, not the {cut.reached} that "
+                "reached it",
+                where=f"source {source}",
+            )
         if cut.share is not None and not 0 < cut.share <= 1:
             raise RecipeError(
                 f"The cut `{cut.name}` keeps a share of {cut.share}", remedy="Give a share above 0"
@@ -137,6 +158,33 @@ def _draws(cut: Cut, generator: np.random.Generator) -> np.ndarray:
     return np.maximum(drawn, 1e-12)
 
 
+def _growth(cut: Cut, generator: np.random.Generator) -> GrowthPaths | None:
+    """The paths of a cut whose groups of duplicates are known."""
+    if not cut.groups:
+        return None
+    return growth_paths(cut.groups, DRAWS, LARGEST, generator)
+
+
+def _unshared(cut: Cut) -> float:
+    """The share of a cut's groups that no other source has."""
+    return min(1.0, cut.passed / len(cut.groups or (1,)))
+
+
+def _before(
+    cut: Cut, share: np.ndarray, growth: GrowthPaths | None, left: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """How many must arrive at a cut for `left` to leave it [DRAWS]; infinite where no number is enough."""
+    if growth is not None:
+        return np.ceil(growth.needed(left / max(_unshared(cut), 1e-12)))
+    reachable = np.isfinite(left)
+    found = np.full(DRAWS, np.inf)
+    if cut.share is not None:
+        found[reachable] = np.ceil(left[reachable] / share[reachable])
+    else:
+        found[reachable] = _trials(left[reachable], share[reachable], generator)
+    return found
+
+
 def _trials(successes: np.ndarray, share: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """How many must be tried for so many successes: a gamma variable with the negative binomial's mean and variance."""
     failing = np.maximum(1 - share, 1e-12)
@@ -146,6 +194,7 @@ def _trials(successes: np.ndarray, share: np.ndarray, generator: np.random.Gener
 def _yield(
     cuts: Sequence[Cut],
     shares: Sequence[np.ndarray],
+    growths: Sequence[GrowthPaths | None],
     rates: Sequence[Rate],
     available: int | None,
     tail: float,
@@ -155,12 +204,16 @@ def _yield(
     if available is None:
         return None, None, None
     left = np.full(DRAWS, available, dtype=np.int64)
-    for cut, share in zip(cuts, shares, strict=True):
-        if cut.share is not None:
+    for cut, share, growth in zip(cuts, shares, growths, strict=True):
+        if growth is not None:
+            left = np.rint(growth.kept(left.astype(np.float64)) * _unshared(cut)).astype(np.int64)
+        elif cut.share is not None:
             left = np.ceil(left * share - 1e-9).astype(np.int64)
         else:
             left = generator.binomial(left, share)
     low, high = (float(value) for value in np.quantile(left, [tail, 1 - tail]))
+    if any(growth is not None for growth in growths):
+        return float(np.median(left)), low, high
     expected = float(available) * math.prod(float(rate.value or 0) for rate in rates)
     return expected, low, high
 
@@ -228,9 +281,11 @@ def _notes(
         if cut.share is None and not cut.reached:
             notes.append(f"No document of {source} reached the cut `{cut.name}`, so its rate is not known")
         if cut.duplicates and cut.passed < cut.reached:
+            met = f"{source}: {cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`"
             notes.append(
-                f"{source}: {cut.reached - cut.passed:,} of {cut.reached:,} were duplicates at `{cut.name}`; more text "
-                "has more of them, so the number to read is a lower bound"
+                f"{met}; more text has more of them, so the number to read is a lower bound"
+                if cut.groups is None
+                else f"{met}; how many more text has was predicted from these groups"
             )
     if whole:
         notes.append(f"The pilot is the whole of {source}: what it gives is known, not estimated")

@@ -15,6 +15,9 @@ class Cut:
     reached, passed : documents of the pilot before and behind it
     share           : what it keeps by definition; None for a counted cut
     duplicates      : whether it drops copies, of which a larger corpus has more
+    groups          : of such a cut, sizes of the groups of duplicates among `reached`, from which their growth is
+                      predicted (see `duplicate_growth`); one document of each passes, or none where another source
+                      has it. Without them the pilot's share is taken for that of any size
     """
 
     name: str
@@ -22,6 +25,7 @@ class Cut:
     passed: int
     share: float | None = None
     duplicates: bool = False
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 `HuggingFaceFW/fineweb-edu-classifier` is a BertForSequenceClassification with one output that was trained on
 0 to 5 points of an additive rubric for grade-school material. We keep its raw output; Hugging Face's own script
-runs in bfloat16, whose spacing at 4 is 1/32, and so moves documents across a threshold of 4. A bfloat16 pass of
-ours is a first look: `recheck.decide` scores what lies near a cut again in float32, and verdicts are float32's.
+runs in bfloat16, whose spacing at 4 is 1/32, and so moves documents across a threshold of 4. A pass of ours in
+bfloat16 or int8 is a first look: `recheck.decide` scores what lies near a cut again in float32, and verdicts are
+float32's.
 
 Rules, applied to the score table afterwards:
     raw > X           the raw score is above X. `raw > 4` is the default: the paper's "scores above 4", read
@@ -32,6 +33,7 @@ import torch
 from curation.batches import head_tokens, length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
+from curation.int8 import fast_int8, to_int8
 from curation.memory import keep_freed_memory
 from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.score_tables import model_fingerprint, top_share
@@ -119,9 +121,10 @@ class EducationalClassifier:
                    are not scored again
     device       : where torch computes
     unsafe_weights : also load pickled weights, which can run code of whoever made them
-    precision    : float32, bfloat16, or `auto`: bfloat16 where the processor has instructions for it. A table of a
-                   bfloat16 pass has a second column, `educational_bits`: 16, or 32 for scores that were reused.
-                   Decide on such a table with `recheck.decide` only
+    precision    : float32, bfloat16, `auto` (bfloat16 where the processor has instructions for it), or int8: linear
+                   layers in 8 bits where the processor has instructions for that (see `int8`), else as `auto`. The
+                   table of such a pass has a second column, `educational_bits`: 8 or 16, or 32 for scores that
+                   were reused. Decide on such a table with `recheck.decide` only
     """
 
     model: str
@@ -130,13 +133,20 @@ class EducationalClassifier:
     reuse: str | None = None
     device: str = "cpu"
     unsafe_weights: bool = False
-    precision: Precision = "float32"
+    precision: Precision | Literal["int8"] = "float32"
     name: str = "educational"
 
     @property
+    def resolved(self) -> Literal["float32", "bfloat16", "int8"]:
+        """The format that `precision` means on this machine."""
+        if self.precision != "int8":
+            return resolve_precision(self.precision, self.device)
+        return "int8" if fast_int8(self.device) else resolve_precision("auto", self.device)
+
+    @property
     def bits(self) -> int:
-        """Width of the model's numbers on this machine, 16 or 32."""
-        return 16 if resolve_precision(self.precision, self.device) == "bfloat16" else 32
+        """Width of the model's numbers on this machine: 8, 16 or 32."""
+        return {"int8": 8, "bfloat16": 16, "float32": 32}[self.resolved]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -146,6 +156,10 @@ class EducationalClassifier:
         """The same classifier in float32, whose table stands beside this one's."""
         return replace(self, precision="float32", name=f"{self.name}_float32")
 
+    def in_bfloat16(self) -> EducationalClassifier:
+        """The same classifier in bfloat16, whose table stands beside this one's."""
+        return replace(self, precision="bfloat16", name=f"{self.name}_bfloat16")
+
     def fingerprint(self) -> dict[str, Any]:
         """Model, truncation and reuse; the batch size and device only move last bits, but are settings
         too.
@@ -153,7 +167,7 @@ class EducationalClassifier:
         settings = {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "device": self.device}
         return {
             "model": model_fingerprint(self.model),
-            "precision": resolve_precision(self.precision, self.device),
+            "precision": self.resolved,
             "reuse": self.reuse,
             **settings,
         }
@@ -189,7 +203,7 @@ class EducationalClassifier:
         return scores
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str) -> tuple[Any, Any]:
     """Tokenizer and model, once per process, precision and state of the folder (`stamp`)."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -220,4 +234,5 @@ def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str)
     model = model.to(device).eval()
     if device == "cpu":
         keep_freed_memory()
-    return tokenizer, to_bfloat16(model) if bits == 16 else model
+    narrowed = {8: to_int8, 16: to_bfloat16}
+    return tokenizer, narrowed[bits](model) if bits in narrowed else model

@@ -1,7 +1,8 @@
 """The number format of a model pass, and what makes bfloat16 pay on a CPU.
 
-bfloat16 passes are only ever a first look: whatever lies near a threshold is computed again in float32 (see
-`recheck` and `semantic_duplicates`), so the format changes what a pass costs and not what it decides.
+Passes in bfloat16, or in whole numbers of eight bits (`int8`), are only ever a first look: whatever lies near a
+threshold is computed again in float32 (see `recheck` and `semantic_duplicates`), so the format changes what a pass
+costs and not what it decides.
 """
 
 from __future__ import annotations

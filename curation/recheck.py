@@ -1,16 +1,20 @@
-"""Verdicts of a bfloat16 pass that are those of float32: what lies near the cut is scored again.
+"""Verdicts of a bfloat16 or int8 pass that are those of float32: what lies near the cut is scored again.
 
-How far bfloat16 may be off is measured: a random sample of the source is scored in both formats, and the largest
-difference times `SAFETY` is the band. Every document whose verdict could change within the band is scored in
-float32. Each of those is one more measured difference; should one of them show that the band is too narrow, it is
-widened and the search repeated. Verdicts then equal those of a float32 pass unless the error of a document outside
-exceeds `SAFETY` times the largest one measured.
+How far a format may be off is measured: a random sample of the source is scored in float32 too, and the largest
+difference times `SAFETY` is the band. Every document whose verdict could change within the band is scored in the
+next finer format: after int8 in bfloat16, whose own band is narrower, and what that leaves open in float32. Each of
+those is one more measured difference; should one of them show that a band is too narrow, it is widened and the
+search repeated. Verdicts then equal those of a float32 pass unless the error of a document outside exceeds `SAFETY`
+times the largest one measured.
+
+The sample does not grow with the source: that a document's error exceeds the largest of n drawn at random has a
+chance of at most 1 / (n + 1), and the band is three times that largest.
 
 float32 itself is not exact: a score depends on the texts that it was padded beside by about 1e-6 of its size. The
 documents so near to the cut that this could decide are counted (`knife_edge`).
 
-The float32 scores are a score table of their own, `<name>_float32.parquet`: a later threshold scores only what
-its own band has and the table lacks. `<name>_recheck.json` states what was measured.
+The finer scores are score tables of their own, `<name>_bfloat16.parquet` and `<name>_float32.parquet`: a later
+threshold scores only what its own band has and the tables lack. `<name>_recheck.json` states what was measured.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from curation.score_tables import score_source, share_of
 from curation.scorer import Scorer
 
 SAFETY = 3.0
-SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.01, 32, 512
+SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.01, 32, 64
 _FLOAT32_NOISE = 1e-5
 
 
@@ -40,40 +44,51 @@ _FLOAT32_NOISE = 1e-5
 class Recheck:
     """What was measured for one source and rule; scores are raw scores of the classifier.
 
-    documents : of the source;  sample : of them, drawn by id, scored in both formats before anything else
-    largest   : difference between the formats over all `rechecked` documents (the sample among them)
-    deviation : standard deviation of the difference over the sample
-    band      : `safety` x `largest`, the half-width around the cut inside which float32 decides
-    widened   : how often a rechecked document showed that the band had been too narrow
+    first     : format of the pass over all documents, `bfloat16` or `int8`
+    documents : of the source;  sample : of them, drawn by id, scored in every format before anything else
+    rechecked : scored in float32 too, the sample among them;  halfway : in bfloat16 too, after an int8 pass
+    largest   : difference between the first format and the finest that a document was scored in
+    deviation : standard deviation of the first format's difference from float32 over the sample
+    band      : `safety` x `largest`, the half-width around the cut outside which the first format decides
+    halfway_band : of bfloat16 after an int8 pass, else 0
+    widened   : how often a rechecked document showed that a band had been too narrow
     knife_edge : documents whose float32 score is within float32's own noise of the cut (of `top X`, besides the
                  one at the cut)
     """
 
     rule: str
+    first: str
     documents: int
     sample: int
     rechecked: int
+    halfway: int
     largest: float
     deviation: float
     safety: float
     band: float
+    halfway_band: float
     widened: int
     knife_edge: int
 
     def sentence(self, source: str) -> str:
         """What a report says about it."""
+        between = finer = ""
+        if self.first == "int8":
+            between = f"{self.halfway} were scored in bfloat16 too and "
+            finer = f" in bfloat16, and within {self.halfway_band:.2g}"
         return (
-            f"{source}: the educational score was computed in bfloat16; {self.rechecked} of {self.documents} "
-            f"documents, {self.sample} of them a random sample, were scored in float32 too. The largest difference "
-            f"was {self.largest:.2g}; every document within {self.band:.2g} of the cut of `{self.rule}` "
-            f"({self.safety:g} times that) was decided in float32."
+            f"{source}: the educational score was computed in {self.first}; of {self.documents} documents {between}"
+            f"{self.rechecked}, {self.sample} of them a random sample, were scored in float32 too. The largest "
+            f"difference was {self.largest:.2g}; every document within {self.band:.2g} of the cut of `{self.rule}` "
+            f"({self.safety:g} times that) was decided{finer} in float32."
         )
 
 
 @dataclass(frozen=True)
 class Decision:
     """`passing`: `id, educational_score` of what passes, sorted by id. `scores`: the whole table with float32
-    scores where there are any, and `educational_bits`. `recheck` is None when every score was float32 already.
+    scores (or bfloat16's) where there are any, and `educational_bits`. `recheck` is None when every score was float32
+    already.
     """
 
     passing: pl.DataFrame
@@ -114,50 +129,100 @@ def decide(
     table  : the scorer's; a float32 table is simply decided
     folder : of the source's score tables
     score  : gives the table of a scorer for the ids of a frame, as `score_files` for one source does
-    sample : documents that are scored in both formats; by default 1 % of the source, from 32 to 512
+    sample : documents that are scored in every format; by default 1 % of the source, from 32 to 64
     """
     wanted = ["id", "educational_score"]
     decided = "educational_bits" not in table.columns or rule.kind == "all"
     if decided or not isinstance(scorer, EducationalClassifier):
         return Decision(passing(table.select(wanted), rule), table, None)
     table = table.sort("id")
-    bits = table["educational_bits"].to_numpy()
-    first = table["educational_score"].to_numpy().astype(np.float64)
-    rough = bits < 32
     ids = table["id"].to_list()
-    drawn = _draw(ids, rough, sample)
-    chosen = np.zeros(len(ids), dtype=bool)
-    chosen[drawn] = True
-    scores, largest, widened, deviation = first.copy(), 0.0, -1, 0.0
-    while chosen.any():
-        exact = score(scorer.in_float32(), table.filter(pl.Series(chosen)).select("id"))
-        scores[chosen] = exact["educational_score"].to_numpy()
-        errors = np.abs(scores - first)[chosen]
-        if widened < 0:
-            deviation = float(np.sqrt(np.mean(errors**2)))
-        if errors.max() > largest:
-            largest, widened = float(errors.max()), widened + 1
-        more = undecided(scores, rough & ~chosen, rule, safety * largest)
-        if not more.any():
-            break
-        chosen |= more
-    bits = np.where(chosen, 32, bits).astype(np.float32)
+    passes = _Passes(table, scorer, score, safety)
+    drawn = _draw(ids, passes.bits < 32, sample)
+    if drawn:
+        passes.sample(drawn)
+    while (open_ := passes.undecided(rule)).any():
+        passes.refine(open_)
+    scores, bits = passes.scores, passes.bits
     whole = pl.DataFrame(
-        {"id": ids, "educational_score": scores.astype(np.float32), "educational_bits": bits},
+        {
+            "id": ids,
+            "educational_score": scores.astype(np.float32),
+            "educational_bits": bits.astype(np.float32),
+        },
         schema_overrides={"id": pl.String},
     )
+    chosen = passes.rough & (bits == 32)
     near = np.abs(scores - _cut(scores, rule)) < _FLOAT32_NOISE if chosen.any() else chosen
     edge = int((near & chosen).sum()) - (1 if rule.kind == "top" and chosen.any() else 0)
+    first = scorer.bits
     report = Recheck(
-        str(rule), len(ids), len(drawn), int(chosen.sum()), largest, deviation, safety, safety * largest,
-        max(widened, 0), max(edge, 0),
+        str(rule), scorer.resolved, len(ids), len(drawn), int(chosen.sum()), passes.halfway, passes.largest[first],
+        passes.deviation, safety, safety * passes.largest[first],
+        safety * passes.largest[16] if first == 8 else 0.0, max(passes.widened, 0), max(edge, 0),
     )  # fmt: skip
     write_json(Path(folder) / f"{scorer.name}_recheck.json", asdict(report))
     return Decision(passing(whole.select(wanted), rule), whole, report)
 
 
-def undecided(scores: np.ndarray, rough: np.ndarray, rule: EducationalRule, band: float) -> np.ndarray:
-    """Which of the `rough` scores could pass or fail when each is off by at most `band`; boolean [n].
+class _Passes:
+    """The best score that each document has so far, and how far each format has been seen to be off."""
+
+    def __init__(
+        self, table: pl.DataFrame, scorer: EducationalClassifier, score: Score, safety: float
+    ) -> None:
+        self.table, self.score, self.safety = table, score, safety
+        self.finer: dict[int, tuple[int, EducationalClassifier]] = {16: (32, scorer.in_float32())}
+        if scorer.bits == 8:
+            self.finer[8] = (16, scorer.in_bfloat16())
+        self.scores = table["educational_score"].to_numpy().astype(np.float64)
+        self.bits = table["educational_bits"].to_numpy().astype(np.int64)
+        self.rough = self.bits < 32
+        self.by_format = {bits: np.where(self.bits == bits, self.scores, np.nan) for bits in (8, 16)}
+        self.largest, self.widened, self.deviation, self.halfway = {8: 0.0, 16: 0.0}, 0, 0.0, 0
+
+    def sample(self, rows: Sequence[int]) -> None:
+        """Score the sample's rows in every finer format."""
+        chosen, first = np.zeros(len(self.bits), dtype=bool), self.scores.copy()
+        chosen[list(rows)] = True
+        while (rough := chosen & (self.bits < 32)).any():
+            self.refine(rough)
+        self.deviation = float(np.sqrt(np.mean((self.scores - first)[chosen] ** 2)))
+        self.widened = 0
+
+    def refine(self, chosen: np.ndarray) -> None:
+        """Score each of the `chosen` in the next finer format than it has, and look how far the others were off."""
+        now = self.bits.copy()
+        for bits, (finer, scorer) in self.finer.items():
+            rows = chosen & (now == bits)
+            if not rows.any():
+                continue
+            found = self.score(scorer, self.table.filter(pl.Series(rows)).select("id"))
+            self.scores[rows], self.bits[rows] = found["educational_score"].to_numpy(), finer
+            if finer == 16:
+                self.by_format[16][rows] = self.scores[rows]
+                self.halfway += int(rows.sum())
+        before = dict(self.largest)
+        for bits, values in self.by_format.items():
+            differences = np.abs(values - self.scores)[(self.bits > bits) & np.isfinite(values)]
+            if len(differences):
+                self.largest[bits] = max(self.largest[bits], float(differences.max()))
+        self.widened += any(self.largest[bits] > before[bits] for bits in before)
+
+    def undecided(self, rule: EducationalRule) -> np.ndarray:
+        """Documents whose verdict could change within the band of the format that they have; boolean [n]."""
+        bands = np.select(
+            [self.bits == bits for bits in self.largest],
+            [self.safety * off for off in self.largest.values()],
+            0.0,
+        )
+        return undecided(self.scores, self.bits < 32, rule, bands)
+
+
+def undecided(
+    scores: np.ndarray, rough: np.ndarray, rule: EducationalRule, band: float | np.ndarray
+) -> np.ndarray:
+    """Which of the `rough` scores could pass or fail when each is off by at most its `band`; boolean [n].
 
     For `top`, the cut lies between the k-th largest of all lower ends and the k-th largest of all upper ends;
     a rough score whose interval lies beyond that range is decided.

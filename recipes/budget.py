@@ -44,12 +44,13 @@ def plan_recipe_budget(
     recipe, folder = run.recipe, run.path("budget")
     settings = replace(cascade_settings(recipe), documents=target)
     models = scorers(run)
-    dropped = set(
-        pl.read_parquet(run.path("near_duplicates", "near_duplicates.parquet"))["dropped"].to_list()
-    )
+    early = pl.read_parquet(run.path("near_duplicates", "near_duplicates.parquet"))
+    dropped = set(early["dropped"].to_list())
+    corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
+    ids = {name: corpus.listing()["id"] for name, corpus in corpora.items()}
     samples = {
-        source.name: _sample(training_corpus(run, source.name), dropped, pilot, recipe.seed)
-        for source in recipe.sources
+        name: _sample(corpus, ids[name].to_list(), dropped, pilot, recipe.seed)
+        for name, corpus in corpora.items()
     }
     with locked(run.folder), open_runner(execution_of(run)) as runner:
         select_representative(
@@ -68,6 +69,13 @@ def plan_recipe_budget(
         sample = samples[source.name]
         size = len(sample.only) if sample.only is not None else 0
         cuts = pilot_cuts(source.name, unique[source.name], funnel.get(source.name, {}), settings)
+        tables = {"near_duplicates": early, "deduplicated": pl.read_parquet(folder / "duplicates.parquet")}
+        cuts = [
+            replace(cut, groups=group_sizes(tables[cut.name], ids[source.name], cut.reached))
+            if cut.name in tables
+            else cut
+            for cut in cuts
+        ]
         available, at_least = _available(run, source.name, source.kind)
         plans.append(
             plan_budget(
@@ -143,9 +151,9 @@ def _flops(scorer: Any, documents: Sequence[Document]) -> float | None:
     return 2.0 * (size / 4) * tokens
 
 
-def _sample(corpus: Corpus, dropped: set[str], size: int, seed: int) -> Corpus:
-    ids = [name for name in corpus.listing()["id"].to_list() if name not in dropped]
-    return replace(corpus, only=pl.Series("id", pilot_sample(ids, size, seed), dtype=pl.String))
+def _sample(corpus: Corpus, ids: Sequence[str], dropped: set[str], size: int, seed: int) -> Corpus:
+    chosen = pilot_sample([name for name in ids if name not in dropped], size, seed)
+    return replace(corpus, only=pl.Series("id", chosen, dtype=pl.String))
 
 
 def _first(corpus: Corpus) -> list[Document]:
@@ -165,6 +173,23 @@ def _funnel(folder: Path) -> dict[str, dict[str, int]]:
     for row in read_json(folder / "funnel.json"):
         found.setdefault(row["source"], {})[row["stage"]] = row["documents"]
     return found
+
+
+def group_sizes(dropped: pl.DataFrame, ids: pl.Series, documents: int) -> tuple[int, ...]:
+    """Sizes of the groups of a source's documents that duplicate the same kept one, largest first.
+
+    dropped : `dropped, kept_instead`, of any sources;  ids : all of the source
+    documents : of the source that reached the cut; those in no group are groups of one
+
+    >>> table = pl.DataFrame({"dropped": ["b", "c", "x"], "kept_instead": ["a", "y", "y"]})
+    >>> group_sizes(table, pl.Series(["a", "b", "c", "d"]), 4)
+    (2, 1, 1)
+    """
+    own = dropped.filter(pl.col("dropped").is_in(ids.implode()))
+    groups = own.group_by("kept_instead").len()
+    kept_here = groups["kept_instead"].is_in(ids.implode())
+    sizes = (groups["len"] + kept_here.cast(pl.UInt32)).sort(descending=True).to_list()
+    return (*sizes, *[1] * (documents - sum(sizes)))
 
 
 def _available(run: Run, source: str, kind: str) -> tuple[int, bool]:

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from curation.budget import Cost, Cut, pilot_sample, plan_budget
+from curation.duplicate_growth import growth_paths
 from curation.errors import DataError, RecipeError
 
 
@@ -37,8 +38,9 @@ def read_until(
 
 
 @pytest.mark.parametrize("target", [60, 10_000])
-def test_the_interval_covers_what_is_really_needed(target: int) -> None:
+def test_the_interval_covers_what_is_really_needed(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """300 simulated sources; a right 90 % interval covers 85 to 95 % of them."""
+    monkeypatch.setattr("curation.budget.DRAWS", 4_000)
     rng = np.random.default_rng(target)
     covered = 0
     for number in range(300):
@@ -144,3 +146,63 @@ def test_the_interval_holds_the_estimate() -> None:
     found = plan_budget("s", [Cut("a", 40, 40), Cut("b", 40, 20, share=0.5)], 40)
     assert found.needed is not None and found.high is not None
     assert found.low <= found.needed <= found.high and found.needed == 80
+
+
+def groups(labels: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.unique(labels, return_counts=True)[1].tolist())
+
+
+def test_paths_are_the_pilots_own_up_to_its_size() -> None:
+    """Hurlbert's formula against drawing: of groups of 3, 2 and 1, two documents are in 2 - (3 + 1) / 15 groups."""
+    found = growth_paths([3, 2, 1], 50, 1_000, np.random.default_rng(0))
+    at = {n: found.kept(np.full(50, float(n))) for n in (1, 2, 6, 1_000)}
+    assert at[1] == pytest.approx(1) and at[2] == pytest.approx(2 - 4 / 15) and at[6] == pytest.approx(3)
+    assert (at[1_000] >= 3).all() and (np.diff(found.groups, axis=1) >= -1e-9).all()
+    assert (found.groups <= found.sizes + 1e-9).all()
+    back = found.needed(found.kept(np.full(50, 300.0)))
+    grows = found.kept(np.full(50, 300.0)) > 3.01
+    assert (back[grows] <= 300.01).all() and (found.needed(np.full(50, 2_000.0)) == np.inf).all()
+
+
+@pytest.mark.parametrize("kind", ["mixed", "templates"])
+def test_growth_is_predicted_where_a_constant_share_promises_too_much(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources of known groups: the interval holds what ten times the pilot gives, and its middle is near."""
+    monkeypatch.setattr("curation.budget.DRAWS", 4_000)
+    rng = np.random.default_rng(5)
+    covered, ratios, constant = 0, [], []
+    for number in range(24):
+        weights = np.exp(rng.normal(0, 1.0, int(rng.integers(200, 2_000))))
+        labels = rng.choice(len(weights), 2_000, p=weights / weights.sum())
+        if kind == "mixed":
+            labels = np.where(rng.random(2_000) < rng.uniform(0.2, 0.8), 10**6 + np.arange(2_000), labels)
+        sizes = groups(labels[:200])
+        cuts = [Cut("deduplicated", 200, len(sizes), duplicates=True, groups=sizes)]
+        plan = plan_budget(f"s{number}", cuts, 50, available=2_000)
+        true = len(np.unique(labels))
+        assert plan.expected and plan.expected_low is not None and plan.expected_high is not None
+        covered += plan.expected_low <= true <= plan.expected_high
+        ratios.append(plan.expected / true)
+        constant.append(len(sizes) / 200 * 2_000 / true)
+    assert covered >= 20
+    assert abs(np.median(ratios) - 1) < 0.25 and np.median(constant) > 1.15 * np.median(ratios)
+
+
+def test_a_target_beyond_all_templates_is_out_of_reach() -> None:
+    """200 documents of 5 templates, each seen about 40 times: no number of them gives 100."""
+    cut = Cut("deduplicated", 200, 5, duplicates=True, groups=(40, 40, 40, 40, 40))
+    plan = plan_budget("s", [cut], 100, available=100_000)
+    assert plan.high is None and plan.verdict in ("not enough", "perhaps")
+    assert plan.expected is not None and plan.expected < 20
+    assert plan_budget("s", [cut], 4).verdict == "unknown"
+    few = plan_budget("s", [cut], 4, available=100_000)
+    assert few.high is not None and few.high < 100 and few.verdict == "enough"
+
+
+def test_groups_that_another_source_has_do_not_pass() -> None:
+    cut = Cut("deduplicated", 100, 40, duplicates=True, groups=(2,) * 20 + (1,) * 60)
+    plan = plan_budget("s", [cut], 10, available=100)
+    assert plan.expected == pytest.approx(40, abs=1)
+    with pytest.raises(DataError, match="hold 99 documents, not the 100"):
+        plan_budget("s", [Cut("a", 100, 50, duplicates=True, groups=(99,))])

@@ -1,4 +1,4 @@
-"""A bfloat16 pass and its recheck decide as float32 does, for every rule; later thresholds score little."""
+"""A rough pass and its recheck decide as float32 does, for every rule; later thresholds score little."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.atomic import read_json
 from curation.documents import Document
 from curation.educational import EducationalClassifier, int_score, parse_rule, passing
+from curation.int8 import Int8Linear, _LastInput, fast_int8
 from curation.precision import resolve_precision
 from curation.recheck import decide_documents, undecided
 from curation.score_tables import score_source
@@ -26,21 +28,26 @@ def corpus(count: int = 150) -> list[Document]:
     return [Document(f"{i:04d}", text, "s") for i, text in enumerate(texts)]
 
 
+@pytest.fixture(scope="module", params=["bfloat16", "int8"])
+def scorer(request: pytest.FixtureRequest, classifier_folder: Path) -> EducationalClassifier:
+    """A classifier whose first look is rough."""
+    if request.param == "int8" and not fast_int8():
+        pytest.skip("this processor has no instructions for products of 8-bit numbers")
+    return EducationalClassifier(str(classifier_folder), precision=request.param)
+
+
 @pytest.fixture(scope="module")
 def both(
-    classifier_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    scorer: EducationalClassifier, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Tables of pure float32 and of bfloat16."""
-    folder, rough = (
-        tmp_path_factory.mktemp("both"),
-        EducationalClassifier(str(classifier_folder), precision="bfloat16"),
-    )
-    exact = score_source(corpus(), rough.in_float32(), folder)
-    return exact, score_source(corpus(), rough, folder)
+    """Tables of pure float32 and of the rough pass."""
+    folder = tmp_path_factory.mktemp("both")
+    exact = score_source(corpus(), scorer.in_float32(), folder)
+    return exact, score_source(corpus(), scorer, folder)
 
 
 def rules(exact: pl.DataFrame) -> list[str]:
-    """Cuts in the thick of the scores, where bfloat16 changes verdicts."""
+    """Cuts in the thick of the scores, where a rough pass changes verdicts."""
     middle, high = (float(np.quantile(exact["educational_score"].to_numpy(), q)) for q in (0.5, 0.9))
     return [
         f"raw > {middle:.4f}",
@@ -54,11 +61,10 @@ def rules(exact: pl.DataFrame) -> list[str]:
 
 
 def test_every_rule_decides_as_float32(
-    both: tuple[pl.DataFrame, pl.DataFrame], classifier_folder: Path, tmp_path: Path
+    both: tuple[pl.DataFrame, pl.DataFrame], scorer: EducationalClassifier, tmp_path: Path
 ) -> None:
     exact, half = both
-    scorer = EducationalClassifier(str(classifier_folder), precision="bfloat16")
-    assert set(half["educational_bits"].to_list()) == {16}
+    assert set(half["educational_bits"].to_list()) == {scorer.bits}
     changed = 0
     for text in rules(exact):
         rule = parse_rule(text)
@@ -71,42 +77,45 @@ def test_every_rule_decides_as_float32(
             again = decision.scores.filter(pl.col("educational_bits") == 32)
             assert again.height == decision.recheck.rechecked
             assert decision.recheck.band == 3 * decision.recheck.largest > 0
+            assert (decision.recheck.halfway >= decision.recheck.rechecked) == (scorer.bits == 8)
+            assert (decision.recheck.band > decision.recheck.halfway_band > 0) == (scorer.bits == 8)
             assert "scored in float32 too" in decision.recheck.sentence("s")
             assert read_json(tmp_path / "educational_recheck.json")["rule"] == text
-    assert changed  # bfloat16 alone decides otherwise, or this test would prove nothing
+    assert changed  # the rough pass alone decides otherwise, or this test would prove nothing
 
 
 def test_a_later_threshold_scores_only_its_own_band(
     both: tuple[pl.DataFrame, pl.DataFrame],
-    classifier_folder: Path,
+    scorer: EducationalClassifier,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, half = both
-    scorer = EducationalClassifier(str(classifier_folder), precision="bfloat16")
     first = decide_documents(corpus(), half, parse_rule("top 0.1"), scorer, tmp_path)
     scored: list[str] = []
+    all_scored: list[str] = []
     score = EducationalClassifier.score
 
     def counting(self: EducationalClassifier, documents: list[Document]) -> dict[str, np.ndarray]:
-        scored.extend(document.id for document in documents)
+        scored.extend(document.id for document in documents if self.bits == 32)
+        all_scored.extend(document.id for document in documents)
         return score(self, documents)
 
     monkeypatch.setattr(EducationalClassifier, "score", counting)
     assert decide_documents(corpus(), half, parse_rule("top 0.1"), scorer, tmp_path) is not None
-    assert not scored
+    assert not all_scored
     second = decide_documents(corpus(), half, parse_rule("top 0.3"), scorer, tmp_path)
     known = set(first.scores.filter(pl.col("educational_bits") == 32)["id"].to_list())
     assert not set(scored) & known
-    assert second.recheck is not None and len(scored) < second.recheck.rechecked
+    assert second.recheck is not None
+    assert len(all_scored) < second.recheck.rechecked + second.recheck.halfway
 
 
 def test_too_narrow_a_band_is_widened(
-    both: tuple[pl.DataFrame, pl.DataFrame], classifier_folder: Path, tmp_path: Path
+    both: tuple[pl.DataFrame, pl.DataFrame], scorer: EducationalClassifier, tmp_path: Path
 ) -> None:
     """From a sample of one document, the rechecked ones show what the error really is."""
     exact, half = both
-    scorer = EducationalClassifier(str(classifier_folder), precision="bfloat16")
     rule = parse_rule(rules(exact)[0])
     decision = decide_documents(corpus(), half, rule, scorer, tmp_path, sample=1)
     assert decision.recheck is not None and decision.recheck.sample == 1 and decision.recheck.widened > 0
@@ -121,13 +130,16 @@ def test_too_narrow_a_band_is_widened(
     rule=st.sampled_from(["raw > 2", "int_score >= 2", "int_score >= 3", "top 0.1", "top 0.34", "top 1"]),
 )
 def test_what_is_not_undecided_is_decided(seed: int, count: int, band: float, rule: str) -> None:
-    """For any errors within the band, scoring the undecided until none is left gives the true verdicts."""
+    """For any errors within the bands of two formats, refining the undecided until none is left gives the true
+    verdicts.
+    """
     chance = np.random.default_rng(seed)
     true = np.round(chance.uniform(0, 5, count), 2)
-    rough = true + chance.uniform(-0.999 * band, 0.999 * band, count)
-    unknown, scores, parsed = np.ones(count, dtype=bool), rough.copy(), parse_rule(rule)
-    while (more := undecided(scores, unknown, parsed, band)).any():
-        scores[more], unknown = true[more], unknown & ~more
+    bands = np.full(count, band)
+    scores, parsed = true + chance.uniform(-0.999, 0.999, count) * bands, parse_rule(rule)
+    while (more := undecided(scores, bands > 0, parsed, bands)).any():
+        bands[more] = np.where(bands[more] == band, band / 8, 0)
+        scores[more] = true[more] + chance.uniform(-0.999, 0.999, int(more.sum())) * bands[more]
     ids = [f"{i:03d}" for i in range(count)]
     found, truth = (
         passing(pl.DataFrame({"id": ids, "educational_score": values}), parsed)["id"].to_list()
@@ -167,10 +179,37 @@ def test_scores_that_were_reused_are_not_checked(classifier_folder: Path, tmp_pa
 def test_precision_is_in_the_fingerprint_and_auto_is_what_it_resolves_to(classifier_folder: Path) -> None:
     prints = {
         name: EducationalClassifier(str(classifier_folder), precision=name).fingerprint()  # type: ignore[arg-type]
-        for name in ("float32", "bfloat16", "auto")
+        for name in ("float32", "bfloat16", "auto", "int8")
     }
     assert prints["float32"] != prints["bfloat16"]
     assert prints["auto"] == prints[resolve_precision("auto")]
+    assert (prints["int8"] == prints["auto"]) != fast_int8()
+
+
+def test_without_instructions_int8_is_what_auto_is(
+    classifier_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curation.educational.fast_int8", lambda device: False)
+    scorer = EducationalClassifier(str(classifier_folder), precision="int8")
+    assert scorer.resolved == resolve_precision("auto") and scorer.bits in (16, 32)
+
+
+@pytest.mark.skipif(not fast_int8(), reason="no instructions for products of 8-bit numbers")
+def test_an_int8_layer_is_near_its_float32_and_keeps_tokens_apart() -> None:
+    """The error of n products of numbers rounded to a and b is near sqrt(n) (a |w| + b |x|) / sqrt(12)."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 40)
+    layer = Int8Linear(linear, _LastInput())
+    x = (torch.randn(5, 7, 96) * torch.logspace(-2, 2, 7)[:, None]).to(torch.bfloat16)
+    with torch.inference_mode():
+        exact, found = linear(x.float()), layer(x).float()
+        sizes = (exact - linear.bias).norm(dim=-1)
+        assert found.shape == exact.shape and ((found - exact).norm(dim=-1) < 0.02 * sizes + 0.01).all()
+        assert ((found - exact).norm(dim=-1) > 1e-4 * sizes).any()
+        assert torch.equal(
+            layer(x[:, 3].clone()), layer(x.clone())[:, 3]
+        )  # others in the batch change nothing
+        assert torch.equal(layer(torch.zeros(2, 96, dtype=torch.bfloat16)), layer.bias.expand(2, 40))
 
 
 def test_a_text_of_ten_megabytes_and_one_without_tokens(classifier_folder: Path) -> None:
