@@ -417,7 +417,9 @@ def _cut_note(work: CheckpointWork, context: int, cut: int) -> list[str]:
     """What the reader should know about documents that are longer than a row."""
     if not cut:
         return []
-    why = "the model has positions for no more" if context < work.settings.context else "the context asked for"
+    why = (
+        "the model has positions for no more" if context < work.settings.context else "the context asked for"
+    )
     return [
         f"{cut} of {len(work.store)} documents are longer than {context} tokens ({why}): of those only the first "
         f'{context} are scored and counted (windows "all" reads them in pieces)'
