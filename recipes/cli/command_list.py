@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import click
+from typing import Any
+
 from typer.core import TyperGroup
 
 SECTIONS = {
@@ -17,7 +18,7 @@ SECTIONS = {
 class CommandList(TyperGroup):
     """The commands of `SECTIONS`, and below them any that no section names."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write them; click would cut sentences to fit a line."""
         names = self.list_commands(ctx)
         named = {name for section in SECTIONS.values() for name in section}
@@ -29,7 +30,7 @@ class CommandList(TyperGroup):
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
-    def _says(self, ctx: click.Context, name: str) -> str:
+    def _says(self, ctx: Any, name: str) -> str:
         command = self.get_command(ctx, name)
         said = " ".join((command.help or "").split("\n\n")[0].split()) if command else ""
         return said.split(". ")[0].removesuffix(".") + "." if said else ""
