@@ -33,6 +33,7 @@ from benchmarks.measure import CORPORA, machine, publish, table
 from benchmarks.study.corpora import cut, real_sources
 from curation.atomic import read_json, write_json
 from curation.memory import keep_freed_memory
+from curation.progress import set_progress_mode
 from mixing.influence import (
     AssemblySettings,
     CheckpointJob,
@@ -289,6 +290,7 @@ def main() -> None:
     until = time.monotonic() + arguments.seconds
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
+    set_progress_mode("quiet")
     keep_freed_memory()
     out: Path = arguments.out
     if arguments.part == "models":

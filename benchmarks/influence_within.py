@@ -27,6 +27,7 @@ from scipy import stats
 
 from benchmarks.influence_protocol import CONFIG, SOURCES, plan_of, probes_of
 from benchmarks.measure import machine, publish, table
+from curation.progress import set_progress_mode
 from mixing.influence import SampleDocument, SampleStore, adapt, probe_directions, score
 from mixing.influence.adapters import scoring
 from training.losses import linear_cross_entropy
@@ -181,6 +182,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
+    set_progress_mode("quiet")
     if arguments.part == "train":
         run(arguments.out, time.monotonic() + arguments.seconds)
     else:
