@@ -90,8 +90,8 @@ def budget_table(run: Run, target: int) -> str:
 
 def pages_table(run: Run, out: Path) -> str:
     """Near-duplicates within stackexchange that each step finds among all its documents, by threshold."""
-    from curation.deduplicate import find_duplicates
     from curation.embedding import embed
+    from curation.semantic_duplicates import find_duplicates
 
     folder = run.path("documents", "stackexchange")
     documents = sorted(read_documents(folder), key=lambda document: document.id)

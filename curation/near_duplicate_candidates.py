@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from curation.exact_duplicates import DUPLICATES
 from curation.minhash import clusters, greedy, match_bucket, shingles
-from curation.near_duplicate_work import FEW_DOCUMENTS, NearDuplicateWork, read_shard, shard_folder
+from curation.near_duplicate_work import FEW_DOCUMENTS, NearDuplicateWork, Where, read_shard, shard_folder
 from curation.shards import Shard
-from curation.workers import Advance, Job, run_jobs
+from curation.workers import Advance, Job
 
 BATCH_DOCUMENTS = 50_000
 """Documents of whole clusters that are compared as one job; a larger cluster is a batch of its own."""
@@ -32,10 +32,10 @@ _MEMBERS = pa.schema(
 
 
 def compared_candidates(
-    work: NearDuplicateWork, shards: Sequence[Shard], table: pl.DataFrame, exact: pl.DataFrame, workers: int
+    work: NearDuplicateWork, shards: Sequence[Shard], table: pl.DataFrame, exact: pl.DataFrame, where: Where
 ) -> tuple[pl.DataFrame, int]:
     """Near-duplicates among what is not an exact one, and how many documents were compared."""
-    members = _candidates(work, shards, workers).join(
+    members = _candidates(work, shards, where).join(
         table.select("shard", "row", "id"), on=["shard", "row"], how="inner"
     )
     members = members.join(exact.select(pl.col("dropped").alias("id")), on="id", how="anti")
@@ -45,9 +45,8 @@ def compared_candidates(
     members = members.join(_batches(members), on="cluster")
     by_shard = {shard.number: shard for shard in shards}
     parts = members.partition_by("shard", as_dict=True)
-    if members.height <= FEW_DOCUMENTS:
-        workers = 0
-    run_jobs(
+    few = members.height <= FEW_DOCUMENTS
+    where.run(
         [
             Job(
                 f"shingles of shard {shard}",
@@ -56,14 +55,14 @@ def compared_candidates(
             )
             for (shard,), part in parts.items()
         ],
-        workers=workers,
+        few=few,
         description="reading candidates",
         unit="shards",
     )
     numbers = members["batch"].unique().sort().to_list()
-    results = run_jobs(
+    results = where.run(
         [Job(f"batch {number}", _compare, (work, number)) for number in numbers],
-        workers=workers,
+        few=few,
         description="comparing candidates",
         unit="batches",
     )
@@ -71,7 +70,7 @@ def compared_candidates(
     return pl.DataFrame(rows, schema=DUPLICATES, orient="row"), members.height
 
 
-def _candidates(work: NearDuplicateWork, shards: Sequence[Shard], workers: int) -> pl.DataFrame:
+def _candidates(work: NearDuplicateWork, shards: Sequence[Shard], where: Where) -> pl.DataFrame:
     """datatrove's clusters: `shard, row, cluster`."""
     settings = work.settings.minhash
     assert settings is not None
@@ -84,11 +83,9 @@ def _candidates(work: NearDuplicateWork, shards: Sequence[Shard], workers: int) 
             (flat / name / file).symlink_to(
                 (shard_folder(work, shard) / "signatures" / name / file).resolve()
             )
-    if sum(shard.documents for shard in shards) <= FEW_SIGNATURES:
-        workers = 0
-    run_jobs(
+    where.run(
         [Job(f"bucket {bucket}", _match, (work, bucket)) for bucket in range(settings.buckets)],
-        workers=workers,
+        few=sum(shard.documents for shard in shards) <= FEW_SIGNATURES,
         description="matching signatures",
         unit="buckets",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from curation.documents import Document
 from curation.errors import RecipeError
 from curation.minhash import MinhashSettings
+from curation.scoring.execution import Runner
 from curation.shards import Shard, shard_documents
+from curation.workers import Job, run_jobs
 
 FEW_DOCUMENTS = 2_000
 """Up to so many, the work is done in this process: starting others takes longer."""
@@ -32,6 +34,26 @@ class NearDuplicateWork:
     settings: NearDuplicateSettings
     folder: Path
     counts: Callable[[Document], bool] | None
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the jobs run: on `runner`, or in `workers` processes of this machine (0: this very process)."""
+
+    workers: int
+    runner: Runner | None
+    folder: Path
+
+    def run(
+        self, jobs: Sequence[Job], *, few: bool, description: str, unit: str, total: float | None = None
+    ) -> list[Any]:
+        """Results in the order of the jobs; `few` runs them in this process, since starting others takes longer."""
+        if self.runner is None or few:
+            workers = 0 if few else self.workers
+            return run_jobs(jobs, workers=workers, description=description, total=total, unit=unit)
+        from curation.scoring.jobs import run_jobs_on
+
+        return run_jobs_on(self.runner, jobs, self.folder / "jobs", description=description)
 
 
 def check_near_duplicate_settings(settings: NearDuplicateSettings) -> None:

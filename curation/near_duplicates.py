@@ -5,10 +5,11 @@ Nothing is removed here; the table `near_duplicates.parquet` (`dropped, kept_ins
 cascade is to leave out, and the report beside it how much that is. `kept_instead` always names a document that is
 kept: when the first of equal texts is itself a near-duplicate, its copies name what that one duplicates.
 
-Three passes over shards (row groups of the files, `curation.shards`), each a job of our worker pool: hashes and
-signatures; shingles of the documents in a cluster, written by batches of whole clusters; and the comparison of each
-batch. The signatures of a killed run are used again. Memory: a few tens of bytes per document for ids and hashes,
-datatrove's union-find of the documents in clusters (some 200 bytes each), and one batch per worker.
+Three passes over shards (row groups of the files, `curation.shards`), each a job of our worker pool or, like scoring,
+of a Ray or Slurm cluster: hashes and signatures; shingles of the documents in a cluster, written by batches of whole
+clusters; and the comparison of each batch. The signatures of a killed run are used again. Memory: a few tens of bytes
+per document for ids and hashes, datatrove's union-find of the documents in clusters (some 200 bytes each), and one
+batch per worker.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from curation.near_duplicate_work import (
     FEW_DOCUMENTS,
     NearDuplicateSettings,
     NearDuplicateWork,
+    Where,
     check_near_duplicate_settings,
     read_shard,
     shard_folder,
 )
+from curation.scoring.execution import Runner
 from curation.shards import Shard, shards_of
-from curation.workers import Advance, Job, run_jobs
+from curation.workers import Advance, Job
 
 _FOUND = pa.schema([("id", pa.string()), ("hash", pa.binary(16)), ("characters", pa.int64())])
 
@@ -50,6 +53,7 @@ def find_near_duplicates(
     counts: Callable[[Document], bool] | None = None,
     counts_key: Any = None,
     workers: int = 0,
+    runner: Runner | None = None,
     shard_size: int | None = None,
 ) -> pl.DataFrame:
     """Write `out/near_duplicates.parquet` and `out/report.json`, and return the table, sorted by `dropped`.
@@ -57,7 +61,10 @@ def find_near_duplicates(
     sources    : folder or file of documents by source; their order is the priority
     counts     : picklable; documents for which it is false are as if they were not there
     counts_key : JSON-able; stands for `counts` when a killed run asks whether its signatures are still right
-    workers    : processes; 0 works in this one. The result does not depend on it, nor on `shard_size` (rows)
+    workers    : processes; 0 works in this one
+    runner     : in place of `workers`, see `scoring.runners.open_runner`; `out` and the sources must then be on a disk
+                 that all its machines see
+    shard_size : rows of a shard. The result depends on none of these three
 
     Raises RecipeError for impossible settings, DataError when two documents have one id or a file is not readable.
     """
@@ -66,11 +73,11 @@ def find_near_duplicates(
     work = NearDuplicateWork(settings, out / ".work", counts)
     _open_work(work, shards, counts_key)
     missing = [shard for shard in shards if not shard_folder(work, shard).is_dir()]
-    if sum(shard.documents for shard in shards) <= FEW_DOCUMENTS:
-        workers = 0
-    run_jobs(
+    few = sum(shard.documents for shard in shards) <= FEW_DOCUMENTS
+    where = Where(0 if few else workers, None if few else runner, work.folder)
+    where.run(
         [Job(f"{s.source} {s.number}", _sign, (work, s)) for s in missing],
-        workers=workers,
+        few=few,
         description="hashing documents",
         total=sum(shard.documents for shard in missing),
         unit="documents",
@@ -81,7 +88,7 @@ def find_near_duplicates(
         exact = exact.clear()
     near, compared = pl.DataFrame(schema=DUPLICATES), 0
     if settings.minhash is not None:
-        near, compared = compared_candidates(work, shards, table, exact, workers)
+        near, compared = compared_candidates(work, shards, table, exact, where)
     found = _resolved(exact, near)
     with replacing(out / "near_duplicates.parquet") as temporary:
         found.write_parquet(temporary, compression="zstd")
@@ -107,7 +114,7 @@ def _open_work(work: NearDuplicateWork, shards: Sequence[Shard], counts_key: Any
             shutil.rmtree(work.folder, ignore_errors=True)
             work.folder.mkdir(parents=True)
     write_json(record, key)
-    for name in ("signatures", "matches", "clusters", "members"):
+    for name in ("signatures", "matches", "clusters", "members", "jobs"):
         shutil.rmtree(work.folder / name, ignore_errors=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from curation.documents import Document
 from curation.minhash import MinhashSettings
 from curation.near_duplicates import NearDuplicateSettings, find_near_duplicates
+from curation.scoring.runners import open_runner
 from curation.splits import split_of
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
@@ -36,14 +38,18 @@ def near_duplicate_settings(recipe: Recipe) -> NearDuplicateSettings:
 def _near_duplicates(run: Run) -> Spent:
     recipe = run.recipe
     counts = InTraining(recipe.seed, recipe.probes.test_share)
-    find_near_duplicates(
-        {source.name: run.path("documents", source.name) for source in recipe.sources},
-        run.path("near_duplicates"),
-        near_duplicate_settings(recipe),
-        counts=counts,
-        counts_key=[counts.seed, counts.test_share],
-        workers=run.workers,
-    )
+    execution = recipe.executor.execution(run.workers)
+    elsewhere = open_runner(execution) if execution.kind != "local" else nullcontext()
+    with elsewhere as runner:
+        find_near_duplicates(
+            {source.name: run.path("documents", source.name).resolve() for source in recipe.sources},
+            run.path("near_duplicates").resolve(),
+            near_duplicate_settings(recipe),
+            counts=counts,
+            counts_key=[counts.seed, counts.test_share],
+            workers=run.workers,
+            runner=runner,
+        )
     return Spent()
 
 

@@ -7,15 +7,18 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curation.atomic import hash_folder
 from curation.errors import DataError
+from curation.near_duplicates import NearDuplicateSettings, find_near_duplicates
 from curation.score_tables import score_files
-from curation.scoring.execution import Execution
+from curation.scoring.execution import Execution, Runner
 from curation.scoring.runners import open_runner
-from tests.curation.fakes import Length
+from tests.curation.fakes import DiesOnce, Length
+from tests.curation.test_near_duplicates import varied, write
 from tests.curation.test_scoring import corpus, documents
 
 ROOT = Path(__file__).parents[2]
@@ -61,5 +64,26 @@ def test_a_killed_ray_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest
             with pytest.raises(DataError, match=f"failed on the document {bad.id}: ValueError"):
                 failing = Length(fail=bad.text, setting=2)
                 score_files(whole, failing, tmp_path / "ray", unit_documents=10, runner=runner)
+            near_duplicates_on(runner, tmp_path, monkeypatch, ray)
     finally:
         ray.shutdown()
+
+
+def near_duplicates_on(runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch, ray: Any) -> None:
+    """Deduplication in Ray tasks, one of whose workers is killed at its first job, gives the table of this process."""
+    for module in ("near_duplicates", "near_duplicate_candidates"):
+        monkeypatch.setattr(f"curation.{module}.FEW_DOCUMENTS", 0)
+    monkeypatch.setattr("curation.near_duplicate_candidates.FEW_SIGNATURES", 0)
+    sources, settings = (
+        write(folder / "near", {"a": varied(1, 60), "b": varied(2, 60)}),
+        NearDuplicateSettings(),
+    )
+    here = find_near_duplicates(sources, folder / "near_here", settings, shard_size=20)
+    marks = folder / "marks"
+    marks.mkdir()
+    counts = DiesOnce(str(marks))
+    there = find_near_duplicates(
+        sources, folder / "near_ray", settings, counts=counts, counts_key=1, runner=runner, shard_size=20
+    )
+    assert there.height and there.equals(here)
+    assert [mark.name for mark in marks.iterdir()] == ["died"]
