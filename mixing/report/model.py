@@ -63,15 +63,17 @@ def before_and_after(result: Mapping[str, Any]) -> list[str]:
     spans = [percent_span(number(r.get("low")), number(r.get("high")), 0) for r in (before, after)]
     low, high = number(before.get("high")), number(after.get("low"))
     apart = low is not None and high is not None and high > low
-    change = "raised" if end > start else "lowered" if end < start else "did not change"
+    change = "raised" if end > start else "lowered"
+    # "From 41 % to 41 %" is no sentence.
+    digits = 0 if percent(start, 0) != percent(end, 0) else 1
     back = (number(before.get("low")), number(after.get("high")))
     fell = end < start and back[0] is not None and back[1] is not None and back[1] < back[0]
     sure = "the intervals do not overlap" if apart or fell else "the intervals overlap, so this may be chance"
     if end == start:
         return [f"Reinforcement learning did not change the share of right answers{over}: {percent(end, 0)}."]
     return [
-        f"Reinforcement learning {change} the share of right answers{over} from {percent(start, 0)} ({spans[0]}) to "
-        f"{percent(end, 0)} ({spans[1]}; {percent(level, 0)} intervals; {sure})."
+        f"Reinforcement learning {change} the share of right answers{over} from {percent(start, digits)} ({spans[0]}) to "
+        f"{percent(end, digits)} ({spans[1]}; {percent(level, 0)} intervals; {sure})."
     ]
 
 
