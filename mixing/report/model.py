@@ -72,8 +72,8 @@ def before_and_after(result: Mapping[str, Any]) -> list[str]:
     if end == start:
         return [f"Reinforcement learning did not change the share of right answers{over}: {percent(end, 0)}."]
     return [
-        f"Reinforcement learning {change} the share of right answers{over} from {percent(start, digits)} ({spans[0]}) to "
-        f"{percent(end, digits)} ({spans[1]}; {percent(level, 0)} intervals; {sure})."
+        f"Reinforcement learning {change} the share of right answers{over} from {percent(start, digits)} "
+        f"({spans[0]}) to {percent(end, digits)} ({spans[1]}; {percent(level, 0)} intervals; {sure})."
     ]
 
 
