@@ -38,4 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(ended)
+    from training.distributed import end_rank
+
+    end_rank(ended)

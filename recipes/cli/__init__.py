@@ -45,6 +45,17 @@ def _main(
 
 def main() -> None:
     """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
+    try:
+        _run()
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        from training.distributed import end_rank
+
+        end_rank(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _run() -> None:
     # They add their commands.
     from recipes.cli import (  # noqa: F401
         classifying,

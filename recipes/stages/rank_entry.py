@@ -14,6 +14,7 @@ from curation.errors import MixwrightError
 from recipes.execute import open_run
 from recipes.stages.final import train_final
 from recipes.stages.final_ranks import POLL_SECONDS, STOP
+from training.distributed import end_rank
 
 
 def main(folder: str, notes: str, starter: str) -> int:
@@ -44,8 +45,4 @@ def _watch(starter: int, asked: Path) -> None:
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is on the disk. The threads of the process group may be alive, and a normal end then aborts now and then.
-    os._exit(code)
+    end_rank(main(*sys.argv[1:]))
