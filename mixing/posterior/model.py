@@ -170,8 +170,9 @@ def assemble(problem: Problem, theta: np.ndarray) -> Parts:
             for b in np.flatnonzero(loading):
                 full[a, :, b] += np.outer(loading[a] * response[a], loading[b] * response[b]) * kernel.matrix
     size = trend_size(problem, theta)
-    for a in range(c):
-        full[a, :, a] += np.outer(size[a] * response[a], size[a] * response[a]) * problem.trend.kernel
+    for own in range(c):
+        scaled = size[own] * response[own]
+        full[own, :, own] += np.outer(scaled, scaled) * problem.trend.kernel
     for _, over, rows in noise_terms(problem, theta):
         for a, b in zip(*np.nonzero(over), strict=True):
             full[a, :, b] += over[a, b] * rows
@@ -234,11 +235,11 @@ def _slopes(
         slope[layout.slots[f"length{q}"]] = length_slopes(problem.of, kernel, total, parts.lengths[q])
     pulled = np.zeros_like(parts.response)
     pulled[problem.capability, problem.row] = alpha
-    for a, size in enumerate(trend_size(problem, theta)):
-        through = size**2 * ((full[a, :, a] * problem.trend.kernel) @ parts.response[a])
-        mean = size * problem.trend.mean * pulled[a]
-        slope[layout.slots["trend"].start + a] += parts.response[a] @ (2 * through - mean)
-        on_response[a] += 2 * through - mean
+    for q, size in enumerate(trend_size(problem, theta)):
+        through = size**2 * ((full[q, :, q] * problem.trend.kernel) @ parts.response[q])
+        mean = size * problem.trend.mean * pulled[q]
+        slope[layout.slots["trend"].start + q] += parts.response[q] @ (2 * through - mean)
+        on_response[q] += 2 * through - mean
     for name, over, rows in noise_terms(problem, theta):
         if name == "offset":
             continue

@@ -154,7 +154,7 @@ def test_knowledge_gradient_is_its_definition() -> None:
     assert len(set(batch)) == 4
 
 
-def test_next_runs_are_allowed_and_lower_the_regret() -> None:
+def test_next_runs_are_allowed_and_lie_where_the_decision_is() -> None:
     simplex = Simplex(SOURCES, np.full(4, 0.05), np.full(4, 0.6))
     weights = first_mixtures(simplex, 6)
     np.testing.assert_array_equal(weights[0], np.full(4, 0.25))
@@ -169,14 +169,16 @@ def test_next_runs_are_allowed_and_lower_the_regret() -> None:
         best = best_mixture(posterior, OBJECTIVE, simplex, starting_points(posterior, OBJECTIVE, simplex, 0))
         return float(law(best[None]).mean()), propose(posterior, simplex, 6, objective=OBJECTIVE)
 
-    before, after = [], []
+    uniform, least = float(law(weights[:1]).mean()), 1.5647  # of 200,000 allowed mixtures
+    after = []
     for seed in range(4):
-        first, chosen = decide(weights, seed)
+        _, chosen = decide(weights, seed)
         assert chosen.shape == (6, 4) and chosen.min() >= 0.05 - 1e-9 and chosen.max() <= 0.6 + 1e-9
         np.testing.assert_allclose(chosen.sum(axis=1), 1, atol=1e-9)
-        before.append(first)
+        # Asked where a mixture may be the best one: six runs more know little better, after a prior that fits.
+        assert law(chosen).mean() - least < 0.5 * (law(weights).mean() - least)
         after.append(decide(np.vstack([weights, chosen]), seed)[0])
-    assert np.mean(after) <= np.mean(before)
+    assert np.mean(after) - least < 0.06 * (uniform - least)
 
 
 def test_the_front_and_its_prices() -> None:
