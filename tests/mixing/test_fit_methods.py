@@ -132,18 +132,6 @@ def test_regmix_finds_the_good_corner_and_is_seeded() -> None:
     assert capped.weights["code"] == pytest.approx(0.4, abs=0.02)
 
 
-@needs_lightgbm
-def test_regmix_leaves_out_no_candidate_that_could_win() -> None:
-    rng = np.random.default_rng(5)
-    weights = rng.dirichlet(np.ones(4), 40)
-    losses = np.exp(-weights @ rng.uniform(0, 2, (4, 2))) + 0.01 * rng.standard_normal((40, 2))
-    models = regmix._fit(weights, losses, np.array([0.3, 0.7]), seed=1, faster=5)
-    cloud = np.round(rng.dirichlet(np.ones(4), 3_000), 1)  # many ties
-    full = np.argsort(regmix._predict(models, cloud), kind="stable")
-    for count in (1, 7, 300):
-        np.testing.assert_array_equal(regmix.least(cloud, models, count), full[:count])
-
-
 def test_regmix_without_its_library_is_a_sentence(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lightgbm", None)
     with pytest.raises(MachineError, match=r"mixwright\[regmix\]"):
