@@ -255,7 +255,7 @@ def section(out: Path) -> str:
         "over one document, in the same process. A document's cost is the difference of "
         f"{COSTED[1]} and {COSTED[0]} documents.\n\n"
         + table(["", "measured", "goal"], rows)
-        + f"\n{sample['why']} Scored: {scored}, in {len(sample['looks'])} looks.\n"
+        + f"\n{sample['why']}. Scored: {scored}; looks: {len(sample['looks'])}.\n"
     )
     if (out / "truth.json").exists():
         truth = read_json(out / "truth.json")

@@ -133,7 +133,7 @@ def section(out: Path) -> str:
     losses = np.array(
         [[np.load(folder / f"loss-{seed}-{at}.npy") for at in range(HALVES)] for seed in range(SEEDS)]
     )
-    asked = np.mean([np.load(f) for f in sorted(folder.glob("benefit-*.npy"))], axis=0)
+    asked = np.mean([np.load(folder / f"benefit-{seed}.npy") for seed in range(PROXIES)], axis=0)
     mean = losses.mean(0)
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, HALVES // 2, (DRAWS, HALVES // 2))  # a draw and its complement stay together

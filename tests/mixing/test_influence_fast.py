@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import pytest
 import torch
@@ -114,19 +112,6 @@ def test_bases_beside_the_matrices_and_what_the_pass_shows_are_in_the_models_own
     torch.testing.assert_close(gradients["layers.1.qkv"], own, rtol=1e-9, atol=1e-9)
     feed = model.layers[0].mlp
     torch.testing.assert_close(gradients["layers.0.down"], feed.down_proj.weight.grad, rtol=1e-9, atol=1e-9)
-
-
-def test_probabilities_near_one_keep_their_gradient_in_bfloat16(learned) -> None:
-    """Where a model is sure, p - 1 in bfloat16 is 0 or wrong by far more than the gradient: the others' sum is not."""
-    model, docs, directions = learned
-    sure = deepcopy(model)
-    with torch.no_grad():
-        sure.norm.weight.mul_(6)
-    samples = [d for d in docs if d.source != "noise"][:12]
-    vectors = [d.vectors for d in directions.values()]
-    exact = score_plan(DecoderPass(adapt(sure), vectors, None, torch.float32), plan_of(samples), 3)
-    half = score_plan(DecoderPass(adapt(sure), vectors, None, torch.bfloat16), plan_of(samples), 3)
-    assert np.corrcoef(half[:, 0], exact[:, 0])[0, 1] > 0.995
 
 
 def test_what_the_hand_written_pass_cannot_do_goes_another_way() -> None:
