@@ -183,6 +183,11 @@ def grpo(
     with one_thread():
         result = reinforce(model, data, reward, out, settings, held_out=held_out)
     _print_result(asdict(result), as_json)
+    if result.updates == 0 and main_rank():
+        say(
+            "No update was made: within each group all answers had the same reward, so the model is as it was. Take "
+            "prompts that it solves sometimes (mixwright solve-rate), or a model whose answers the reward can read."
+        )
 
 
 def read_stages(path: Path) -> list[Any]:
@@ -241,7 +246,7 @@ def _print_result(
         print_json(plain)
         return
     for key, value in plain.items():
-        if isinstance(value, dict):
-            continue  # told as a sentence in the log, and whole by --json
+        if value is None or isinstance(value, dict):
+            continue  # nothing was measured; told as a sentence in the log, and whole by --json
         console.print(f"{key}: {value}", markup=False, soft_wrap=True)
     say(last)

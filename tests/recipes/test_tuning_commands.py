@@ -38,6 +38,20 @@ def test_shorten(files, tmp_path):
         run("shorten", data, "--tokenizer", start, "--out", out, "--thresholds", "4")
 
 
+def test_grpo_says_when_it_could_learn_nothing(files, tmp_path, monkeypatch):
+    start, _ = files
+    # No answer of four tokens from random weights is this one, so every group is wrong throughout.
+    data = write_rows(
+        tmp_path / "prompts.jsonl", [{"prompt": f"{n} =", "answer": "777777"} for n in range(2)]
+    )
+    given = ["--steps", 1, "--prompts-per-step", 2, "--group", 2, "--max-tokens", 4]
+    said: list[str] = []
+    monkeypatch.setattr(tuning, "say", said.append)
+    shown = run("grpo", start, "--data", data, "--out", tmp_path / "out", *given).output
+    assert "updates: 0" in shown and "None" not in shown
+    assert said[-1].startswith("No update was made")
+
+
 def test_stages(files, tmp_path):
     start, data = files
     stages = tmp_path / "stages.yaml"
