@@ -140,6 +140,14 @@ def test_sigkill_at_stated_moments_changes_no_bit(undisturbed, tmp_path):
 # ---- signals that ask
 
 
+@pytest.fixture(autouse=True)
+def usual_interrupts():
+    """Ctrl-C as in a terminal: a shell starts its background jobs with SIGINT ignored, and Python keeps that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "every"), [(signal.SIGTERM, 5), (signal.SIGINT, 0)])
 def test_a_signal_ends_the_run_after_the_update_with_a_checkpoint(
     undisturbed, tmp_path, monkeypatch, number, every
