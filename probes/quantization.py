@@ -87,11 +87,12 @@ def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "
         return DeployedModel(precision, decoder, head, dtype, size)
     group = _group(decoder, precision)
     packed = _packed(decoder, precision, group)
-    # The fused layer multiplies by plain matrices; any kernel asked for by name runs the modules instead.
-    decoder.attention = "sdpa"
     if decoder.lm_head is None:
         head.weight = nn.Parameter(decoder.output_weight.detach().clone(), requires_grad=False)
     _quantize(decoder, head, precision, group)
+    if decoder.norm.weight.device.type != "cpu" or precision == "8da8w":
+        # The fused layer multiplies by plain matrices; any kernel asked for by name runs the modules instead.
+        decoder.attention = "sdpa"
     if decoder.norm.weight.device.type != "cpu":
         return DeployedModel(precision, decoder, head, torch.float32, packed)
     for module in list(decoder.modules()):
