@@ -131,7 +131,7 @@ def _cell(model: DeployedModel, context: int, settings: SpeedSettings, seed: int
     reason = _too_much(model, context, computed, settings)
     if reason:
         return cell | {"skipped": reason}
-    device = model.decoder.output_weight.device
+    device = model.device
     reset = reset_peak(device)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, config.vocab_size, (1, context), generator=generator).to(device)
@@ -166,7 +166,7 @@ def _too_much(model: DeployedModel, context: int, cache: int, settings: SpeedSet
     limit = settings.memory_bytes
     if limit is not None and model.packed_bytes + need > limit:
         return f"out of memory: weights and cache need {(model.packed_bytes + need) / 1e9:.2f} GB of {limit / 1e9:.2f}"
-    left = available_bytes(model.decoder.output_weight.device)
+    left = available_bytes(model.device)
     if left is not None and need > MEMORY_SHARE * left:
         return f"out of memory: the cell needs {need / 1e9:.2f} GB, and {left / 1e9:.2f} are left"
     return ""
@@ -220,7 +220,7 @@ def score_deployed(model: DeployedModel, texts: Sequence[Document], tokenizer: A
     """Nats of each document, as probes.likelihood scores them, through the deployed head; `LIKELIHOOD_SCHEMA`."""
     documents = tokenize_documents(texts, tokenizer)
     context = model.decoder.config.max_positions
-    device = model.decoder.output_weight.device
+    device = model.device
     nats = []
     for document in documents:
         total = 0.0

@@ -5,6 +5,9 @@ and 8da4w-32, 8da4w-128 (8-bit dynamic activations, 4-bit weights in groups; Mob
 groups of 128 where all widths are multiples of it, of 32 elsewhere, as the paper. Embeddings are then in 8 bits a row,
 in the paper's setting in 4 bits in groups of 32; a tied output weight becomes a matrix of its own in the linear
 precision.
+
+torchao chooses integers and scales. On a CPU its own products unpack every matrix, so there they go into the layouts
+of torch's kernels (probes.packed_weights) and bfloat16 flows between them; 8da8w and other devices keep its products.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from torch import nn
 
 from curation.errors import MachineError, RecipeError
+from probes.packed_weights import pack
 from training.model import Decoder
 from training.start import load_start
 
@@ -32,7 +36,7 @@ class DeployedModel:
 
     dtype        : of what flows between the layers, and of the cache
     packed_bytes : of the weights where each has just its bits and each group its scale (in 16 bits), as on a phone;
-                   torchao holds 4-bit weights as a byte each on a CPU
+                   off a CPU torchao holds 4-bit weights as a byte each
     """
 
     precision: str
@@ -42,11 +46,16 @@ class DeployedModel:
     packed_bytes: int
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.decoder.norm.weight.device
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights as they are in memory, each counted once."""
         modules: list[nn.Module] = [self.decoder, self.head]
-        seen = {id(p): p for module in modules for p in module.parameters()}
-        return sum(_held(parameter) for parameter in seen.values())
+        seen = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+        return sum(_held(tensor) for tensor in seen.values())
 
 
 def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "cpu") -> DeployedModel:
@@ -78,12 +87,22 @@ def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "
         return DeployedModel(precision, decoder, head, dtype, size)
     group = _group(decoder, precision)
     packed = _packed(decoder, precision, group)
-    # The fused layer multiplies by plain matrices; any kernel asked for by name runs the modules instead.
-    decoder.attention = "sdpa"
     if decoder.lm_head is None:
         head.weight = nn.Parameter(decoder.output_weight.detach().clone(), requires_grad=False)
     _quantize(decoder, head, precision, group)
-    return DeployedModel(precision, decoder, head, torch.float32, packed)
+    if decoder.norm.weight.device.type != "cpu" or precision == "8da8w":
+        # The fused layer multiplies by plain matrices; any kernel asked for by name runs the modules instead.
+        decoder.attention = "sdpa"
+    if decoder.norm.weight.device.type != "cpu":
+        return DeployedModel(precision, decoder, head, torch.float32, packed)
+    for module in list(decoder.modules()):
+        for name, child in list(module.named_children()):
+            setattr(module, name, pack(child))
+    for parameter in decoder.parameters():
+        if not hasattr(parameter, "qdata"):  # of torchao: its products take activations of any precision
+            parameter.data = parameter.to(torch.bfloat16)
+    head = decoder.lm_head if decoder.lm_head is not None else pack(head)
+    return DeployedModel(precision, decoder, head, torch.bfloat16, packed)
 
 
 def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> None:
@@ -123,7 +142,9 @@ def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> 
                 quantize_(nn.ModuleList([head]), config)
     except ImportError as error:
         raise MachineError(
-            "torchao is not installed", where=precision, remedy='Install it: pip install "torchao>=0.14"'
+            "torchao is not installed",
+            where=precision,
+            remedy='Install it: pip install "torchao>=0.14"',
         ) from error
     finally:
         logging.disable(level)

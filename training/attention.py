@@ -149,7 +149,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kerne
         mask = causal_mask(tokens, query.device)[None, None]
     # The queries that share a key head are rows of one product, so keys are never repeated in memory.
     query = query.reshape(batch, kv_heads, groups * tokens, head_dim) * head_dim**-0.5
-    scores = (query @ key.transpose(-2, -1)).view(batch, kv_heads, groups, tokens, keys)
+    if query.dtype == torch.bfloat16 and tokens <= EAGER_CPU_QUERIES:
+        # A batched bfloat16 product on a CPU first copies an operand that is transposed: here, all keys of a cache.
+        scores = (key @ query.transpose(-2, -1)).transpose(-2, -1).contiguous()
+    else:
+        scores = query @ key.transpose(-2, -1)
+    scores = scores.view(batch, kv_heads, groups, tokens, keys)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.masked_fill(~mask.unsqueeze(2), float("-inf"))
     shares = scores.softmax(-1).to(value.dtype).view(batch, kv_heads, groups * tokens, keys)

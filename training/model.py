@@ -206,7 +206,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, rows: int, max_tokens: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty decoding cache: `rows` rows of at most `max_tokens` tokens, prompt and answer together."""
-        weight = self.embed_tokens.weight
+        weight = self.norm.weight  # an embedding may be quantised
         shape = (self.config.layers, rows, self.config.kv_heads, max_tokens, self.config.head_dim)
         keys, values = (
             torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device) for _ in range(2)

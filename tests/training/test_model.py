@@ -123,6 +123,18 @@ def test_eager_attention_is_torchs(masked, dtype):
     torch.testing.assert_close(ours, attend(query, key, value, mask, "sdpa"))
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_eager_attention_in_bfloat16_is_that_of_its_numbers(tokens):
+    generator = torch.Generator().manual_seed(4)
+    query = torch.randn(2, 6, tokens, 8, generator=generator).bfloat16()
+    key, value = (torch.randn(2, 3, 40, 8, generator=generator).bfloat16()[:, :, :37] for _ in range(2))
+    mask = torch.rand(2, 1, tokens, 37, generator=generator) < 0.7
+    exact = attend(query.double(), key.double(), value.double(), mask, "eager")
+    found = attend(query, key, value, mask, "eager")
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_give_the_hidden_states_they_have_alone(family, attention):
