@@ -138,7 +138,7 @@ def heads(encoder: Any, texts: Sequence[str]) -> list[str]:
     tokenizer: Any = getattr(encoder, "tokenizer", None)
     if not most or getattr(tokenizer, "truncation_side", None) != "right":
         return list(texts)
-    shortened, todo = list(texts), range(len(texts))
+    shortened, todo = list(texts), list(range(len(texts)))
     for per_token in (SHORT_HEAD_CHARACTERS_PER_TOKEN, HEAD_CHARACTERS_PER_TOKEN):
         characters = most * per_token
         long = [i for i in todo if len(texts[i]) > characters]
@@ -266,7 +266,7 @@ def _load(model: str, device: str, bits: int, stamp: str) -> Any:
         ) from error
     first = encoder[0]
     if bits < 32 and hasattr(first, "auto_model"):
-        body = first.auto_model
+        body: Any = first.auto_model
         if bits == 8 and can_pack(body):
             layers = len(body.encoder.layer)
             to_int8(body, lambda site: in_eight_bits(site, layers))

@@ -55,7 +55,7 @@ class HalfLinear:
 
 def can_pack(body: Any) -> bool:
     """Whether `body`, a transformers model without its head, has the layers that this module computes."""
-    config = getattr(body, "config", None)
+    config: Any = getattr(body, "config", None)
     return (
         getattr(config, "model_type", None) in PACKABLE
         and str(body.device) == "cpu"
@@ -120,7 +120,7 @@ class _Layer:
         mixed = attention(self.qkv(rows), spans, self.heads)
         rows = self.norms[0](self.out(mixed).float().add_(rows))
         inner = self.activation(self.up(rows))
-        return self.norms[1](self.down(inner).float().add_(rows))  # type: ignore[no-any-return]
+        return self.norms[1](self.down(inner).float().add_(rows))
 
 
 def attention(qkv: torch.Tensor, spans: Sequence[tuple[int, int, int]], heads: int) -> torch.Tensor:
@@ -165,7 +165,7 @@ def _site(layer: int, name: str, linear: Any) -> Site:
 def _bias(linear: Any) -> torch.Tensor:
     if linear.bias is None:
         return torch.zeros(linear.out_features)
-    return linear.bias.detach().float()  # type: ignore[no-any-return]
+    return linear.bias.detach().float()
 
 
 def _packed(weight: torch.Tensor) -> Any:
