@@ -267,7 +267,7 @@ def embedding(
 
         works: dict[str, Callable[[list[str]], np.ndarray]] = {"sentence-transformers, default": theirs}
         for name in ("float32", "bfloat16", "int8"):
-            works[f"ours, {name}"] = partial(embed, model=folder, precision=name)  # type: ignore[assignment]
+            works[f"ours, {name}"] = partial(embed, model=folder, precision=name)
         some, cost, vectors = texts[::timed_every], {}, {}
         for name, work in works.items():
             work(texts[:2])
@@ -339,7 +339,7 @@ def _embedding_rows(
             return vectors[f"ours, {precision}"][[where[text] for text in some]]
 
         with mock.patch.object(embedding_recheck, "embed", known):
-            found, report = embedding_recheck.embed_near(texts, "", THRESHOLD, precision=name)  # type: ignore[arg-type]
+            found, report = embedding_recheck.embed_near(texts, "", THRESHOLD, precision=name)
         assert report is not None
         seconds = cost[f"ours, {name}"] + cost["ours, float32"] * report.rechecked / report.documents
         rows.append(row(f"ours, {name} and recheck of {report.rechecked}", seconds, found))

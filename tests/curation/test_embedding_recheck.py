@@ -106,7 +106,7 @@ def test_duplicates_are_those_of_float32(folder: Path, precision: Literal["bfloa
 
 @pytest.mark.skipif(not fast_int8(), reason="no instructions for products of 8-bit numbers")
 def test_int8_rounds_a_part_of_the_products(folder: Path) -> None:
-    half, eight = (embed(texts(), folder, precision=name) for name in ("bfloat16", "int8"))  # type: ignore[arg-type]
+    half, eight = (embed(texts(), folder, precision=name) for name in ("bfloat16", "int8"))
     exact = embed(texts(), folder)
     errors = [np.abs(found @ found.T - exact @ exact.T).max() for found in (half, eight)]
     assert not np.array_equal(half, eight) and 0 < max(errors) < 0.05
