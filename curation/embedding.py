@@ -104,7 +104,7 @@ def in_eight_bits(site: Site, layers: int) -> bool:
     """Which products an int8 pass of an embedder of `layers` layers rounds to int8.
 
     The way up of the feed-forward block in the later two thirds of the layers, two ninths of all products: more would
-    be faster, but cosines would be off by more than .01 (docs/decisions.md has the errors of each kind).
+    be faster, with cosines off by about .01 or more (docs/decisions.md has the errors of each kind).
     """
     return site.name == "up" and site.layer >= layers // 3
 
