@@ -12,17 +12,23 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import polars as pl
 import torch
 
 from benchmarks.measure import CORPORA, machine, publish, table
 from curation.documents import Document
 
 NAMES = ("stackexchange", "math_text", "wiki", "formal", "books")
-RULE = "raw > 4"
+CUT, THRESHOLD = 4, 0.9
+POOL = 1000
+"""Documents that the classifier's are drawn from, in a fixed random order: a longer draw holds the shorter one."""
+RULE = f"raw > {CUT}"
 
 
 def real_texts(name: str, count: int) -> list[str]:
@@ -39,68 +45,129 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def classifier(*, write: bool, documents: int = 80, timed_every: int = 2) -> None:
-    """BERT-base at 512 tokens: the naive float32 pipeline and ours in each format; then the rechecks on all documents.
+def classifier(
+    *, write: bool, documents: int = 1000, scratch: Path | None = None, timed_documents: int = 24
+) -> None:
+    """BERT-base at 512 tokens: the naive float32 pipeline and ours in each format with their rechecks.
 
-    Speeds are those of every `timed_every`-th document, all formats one after another in about two minutes; what the
-    rechecks cost is computed from these speeds and from how many documents they really took.
+    All documents are scored in float32 for the truth and in each rough format. That takes long, so it is done in
+    pieces that are kept in `scratch`: call it again until all are there. The first `timed_documents` are the paired
+    subset on which naive and ours are timed one after another in about two minutes. Lines with a recheck count the
+    documents that it really scored, at the speeds of the subset.
     """
-    from curation.educational import EducationalClassifier, parse_rule, passing
-    from curation.recheck import decide_documents
-    from curation.score_tables import score_source
+    from curation.educational import EducationalClassifier
 
     torch.set_num_threads(1)
     shares = {"stackexchange": 0.4, "math_text": 0.3, "wiki": 0.1, "formal": 0.1, "books": 0.1}
-    texts = [text for name, share in shares.items() for text in real_texts(name, round(share * documents))]
-    found = [Document(f"{i:06d}", text, "mixed") for i, text in enumerate(texts)]
-    rule = parse_rule(RULE)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _classifier_folder(Path(scratch), texts)
+    texts = [text for name, share in shares.items() for text in real_texts(name, round(share * POOL))]
+    order = np.random.default_rng(0).permutation(len(texts))[:documents]
+    found = [Document(f"{i:06d}", texts[row], "mixed") for i, row in enumerate(order)]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) if scratch is None else scratch
+        folder = _classifier_folder(place, texts)
         int8, half = (EducationalClassifier(str(folder), precision=name) for name in ("int8", "bfloat16"))
-        formats = {"int8": int8, "bfloat16": half, "float32": half.in_float32()}
-        some = found[::timed_every]
-        naive, (_, tokens) = timed(lambda: _naive_scores(folder, [document.text for document in some]))
-        cost = {"naive": naive / len(some)}
+        formats = {"float32": half.in_float32(), "bfloat16": half, "int8": int8}
+        scores = {name: _scores_in_pieces(found, scorer, place / name) for name, scorer in formats.items()}
+        some = found[:timed_documents]
+        cost = {}
         for name, scorer in formats.items():
-            _warm(scorer, found)
+            scorer.score(found[:2])
             cost[name] = timed(lambda scorer=scorer: scorer.score(some))[0] / len(some)  # type: ignore[misc]
-        facts = machine("torch", "transformers")
-        exact = score_source(found, formats["float32"], Path(scratch) / "exact")
-        truth = set(passing(exact, rule)["id"].to_list())
-        rows = [["transformers, float32, file order, batches of 32", *_speed(cost, cost["naive"]), "-"]]
-        rows.append(["ours, float32", *_speed(cost, cost["float32"]), "-"])
-        sentences = []
-        for name, scorer in (("bfloat16", half), ("int8", int8)):
-            place = Path(scratch) / name
-            table_ = score_source(found, scorer, place)
-            decision = decide_documents(found, table_, rule, scorer, place)
-            report = decision.recheck
-            assert report is not None
-            alone = set(passing(table_.select("id", "educational_score"), rule)["id"].to_list())
-            rows.append([f"ours, {name} alone", *_speed(cost, cost[name]), len(truth ^ alone)])
-            changed = len(truth ^ set(decision.passing["id"].to_list()))
-            for count in (documents, 10_000):
-                label = f"ours, {name} and recheck, {count:,} documents"
-                rows.append(
-                    [
-                        label,
-                        *_speed(cost, _with_recheck(report, cost, count)),
-                        changed if count == documents else "-",
-                    ]
-                )
-            sentences.append(
-                f"{report.sentence('mixed')} Standard deviation of the differences: {report.deviation:.2g}."
-            )
+        naive, (published, tokens) = timed(
+            lambda: _naive_scores(folder, [document.text for document in some])
+        )
+        cost["naive"] = naive / len(some)
+    off = float(np.abs(published - scores["float32"][: len(some)]).max())
+    rows, sentences = _classifier_rows(found, formats, scores, cost)
     heading = (
         "## Educational classifier, 12 x 768, 512 tokens, one thread\n\n"
-        f"{len(texts)} documents of five corpora, {tokens / len(some):.0f} tokens each after truncation; rule "
-        f"`{RULE}`, which {len(truth)} pass; scores have a standard deviation of "
-        f"{exact['educational_score'].to_numpy().std():.2g}. CPU time of {len(some)} of them, one round; lines with a "
-        "recheck are computed from the formats' speeds and from how many documents the recheck took, at 10,000 with "
-        "the same share inside the bands and a sample of 64.\n\n" + "\n\n".join(sentences) + "\n\n"
+        f"{len(found)} documents of five corpora, all scored in float32 and in both rough formats; rule "
+        f"`{RULE}`, which {int((scores['float32'] > CUT).sum())} pass; scores have a standard deviation of "
+        f"{scores['float32'].std():.2g}. Speeds are CPU time of {len(some)} of them, "
+        f"{tokens / len(some):.0f} tokens each after truncation, one round; on these our float32 is within {off:.1g} "
+        "of the naive pipeline's. Lines with a recheck add what it really took of these documents; the last "
+        "of each kind is computed for 10,000 with the same share inside the bands.\n\n"
+        + "\n\n".join(sentences)
+        + "\n\n"
     )
     body = table(["pipeline", "documents per CPU-second", "times the first", "changed verdicts"], rows)
-    publish("curation: classifier", f"{heading}{body}\n{facts}\n", write=write)
+    facts = machine("torch", "transformers")
+    publish("curation: classifier", f"{heading}{body}\n{_peaks()}\n\n{facts}\n", write=write)
+
+
+def _classifier_rows(
+    found: list[Document], formats: dict[str, Any], scores: dict[str, np.ndarray], cost: dict[str, float]
+) -> tuple[list[list[Any]], list[str]]:
+    """The lines of the table, and what each recheck says of itself."""
+    from curation.educational import parse_rule
+    from curation.recheck import decide
+
+    ids = [document.id for document in found]
+    where = {name: i for i, name in enumerate(ids)}
+    truth = {name for name, score in zip(ids, scores["float32"], strict=True) if score > CUT}
+    rows: list[list[Any]] = [
+        ["transformers, float32, file order, batches of 32", *_speed(cost, cost["naive"]), "-"],
+        ["ours, float32", *_speed(cost, cost["float32"]), "-"],
+    ]
+    sentences = []
+    for name, bits in (("bfloat16", 16), ("int8", 8)):
+        frame = pl.DataFrame({"id": ids, "educational_score": scores[name]}).with_columns(
+            pl.lit(float(bits)).alias("educational_bits")
+        )
+
+        def known(other: Any, wanted: pl.DataFrame) -> pl.DataFrame:
+            kept = scores[other.resolved][[where[one] for one in wanted["id"].to_list()]]
+            return wanted.select("id").with_columns(educational_score=kept)
+
+        with tempfile.TemporaryDirectory() as folder:
+            decision = decide(frame, parse_rule(RULE), formats[name], folder, known)
+        report = decision.recheck
+        assert report is not None
+        alone = {one for one, score in zip(ids, scores[name], strict=True) if score > CUT}
+        rows.append([f"ours, {name} alone", *_speed(cost, cost[name]), len(truth ^ alone)])
+        for count in sorted({len(found), 10_000}):
+            changed = len(truth ^ set(decision.passing["id"].to_list())) if count == len(found) else "-"
+            label = f"ours, {name} and recheck, {count:,} documents" + (
+                "" if count == len(found) else ", computed"
+            )
+            rows.append([label, *_speed(cost, _with_recheck(report, cost, count)), changed])
+        sentences.append(
+            f"{report.sentence('mixed')} Standard deviation of the differences: {report.deviation:.2g}; the largest "
+            f"of all {len(found)} is {np.abs(scores[name] - scores['float32']).max():.2g}."
+        )
+    return rows, sentences
+
+
+def _scores_in_pieces(found: list[Document], scorer: Any, folder: Path, size: int = 50) -> np.ndarray:
+    """Scores of all documents; pieces that `folder` has are not computed again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for start in range(0, len(found), size):
+        path = folder / f"{start:06d}.npy"
+        if not path.exists():
+            np.save(folder / "unfinished.npy", scorer.score(found[start : start + size])["educational_score"])
+            (folder / "unfinished.npy").rename(path)
+        pieces.append(np.load(path))
+    return np.concatenate(pieces)
+
+
+def _peaks(rows: int = 2048, size: int = 768) -> str:
+    """What this processor's products reach in each format, so that it can be seen what could be had at all."""
+    from curation.int8 import Int8Product, fast_int8
+    from curation.packed_encoder import HalfLinear, Site
+
+    weight, x = torch.randn(4 * size, size), torch.randn(rows, size)
+    half = HalfLinear(Site(0, "up", weight, torch.zeros(4 * size)))
+    narrow = x.to(torch.bfloat16)
+    works = {"float32": lambda: x @ weight.T, "bfloat16": lambda: half(narrow)}
+    if fast_int8():
+        product = Int8Product(weight, torch.zeros(4 * size))
+        rounded = product.rounded(x)
+        works["int8"] = lambda: product.of_rounded(*rounded)
+    with torch.inference_mode():
+        best = {name: min(timed(work)[0] for _ in range(7)) for name, work in works.items()}
+    speeds = [f"{2 * rows * size * 4 * size / seconds / 1e9:.0f} in {name}" for name, seconds in best.items()]
+    return f"Products of {rows} x {size} with {size} x {4 * size}, G operations per CPU-second: {', '.join(speeds)}."
 
 
 def _speed(cost: dict[str, float], seconds: float) -> list[str]:
@@ -109,7 +176,7 @@ def _speed(cost: dict[str, float], seconds: float) -> list[str]:
 
 
 def _with_recheck(report: Any, cost: dict[str, float], documents: int) -> float:
-    """CPU seconds for each of `documents`, from what the recheck of `report.documents` took."""
+    """CPU seconds for each of `documents`: exactly what was taken for `report.documents`, else with its shares."""
     from curation.recheck import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
 
     sample = min(max(SAMPLE_LEAST, round(SAMPLE_SHARE * documents)), SAMPLE_MOST)
@@ -127,6 +194,8 @@ def _classifier_folder(scratch: Path, texts: list[str]) -> Path:
     from curation.rater_tokenizer import train_rater_tokenizer
 
     folder = scratch / "classifier"
+    if (folder / "model.safetensors").exists():
+        return folder
     sample = [text[:20_000] for text in texts]
     AutoTokenizer.from_pretrained(
         train_rater_tokenizer(sample, scratch / "tokenizer", vocabulary=16_000)
@@ -144,10 +213,6 @@ def _classifier_folder(scratch: Path, texts: list[str]) -> Path:
         model.classifier.bias.copy_(3 - (centre @ direction / spread)[None])
     model.save_pretrained(folder)
     return folder
-
-
-def _warm(scorer: Any, documents: list[Document]) -> None:
-    scorer.score(documents[:2])
 
 
 def _naive_scores(folder: Path, texts: list[str], batch: int = 32) -> tuple[np.ndarray, int]:
@@ -171,55 +236,50 @@ def _naive_scores(folder: Path, texts: list[str], batch: int = 32) -> tuple[np.n
     return np.concatenate(scores), tokens
 
 
-def embedding(*, write: bool, documents: int = 300) -> None:
-    """MiniLM-L6's shape at 256 tokens: sentence-transformers' default encode and ours with the recheck."""
+def embedding(
+    *,
+    write: bool,
+    documents: int = 2000,
+    timed_every: int = 20,
+    model: Path | None = None,
+    model_name: str = "the given folder",
+    scratch: Path | None = None,
+) -> None:
+    """sentence-transformers' default encode and ours in each format, with the recheck.
+
+    model : folder of a sentence-transformers model; without it, MiniLM-L6's shape with random weights
+    All documents are embedded by all; the speeds are those of every `timed_every`-th, one format after another. Pieces
+    are kept in `scratch`, so that it can be called again until all are there.
+    """
     from sentence_transformers import SentenceTransformer
 
     from curation.embedding import embed
-    from curation.embedding_recheck import embed_near
-    from curation.semantic_duplicates import find_duplicates
 
     torch.set_num_threads(1)
     texts = [text for name in NAMES for text in real_texts(name, documents // len(NAMES))]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _embedder_folder(Path(scratch), texts)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) if scratch is None else scratch
+        folder = model or _embedder_folder(Path(temporary), texts)
         library = SentenceTransformer(str(folder), device="cpu")
-        library.encode(texts[:2])
-        naive, theirs = timed(
-            lambda: library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-        )
-        for precision in ("float32", "bfloat16"):
-            embed(texts[:2], folder, precision=precision)
-        single, exact = timed(lambda: embed(texts, folder))
-        half, rough = timed(lambda: embed(texts, folder, precision="bfloat16"))
-        cosines = np.sort((exact @ exact.T)[np.triu_indices(len(texts), 1)])
-        threshold = float(
-            cosines[-10]
-        )  # the ten nearest pairs are duplicates; random weights have no fixed scale
-        both, (vectors, report) = timed(lambda: embed_near(texts, folder, threshold, precision="bfloat16"))
-    assert report is not None
-    truth = [pair[:2] for pair in find_duplicates(exact, threshold)]
 
-    def changed(found: np.ndarray) -> int:
-        return len(set(truth) ^ {pair[:2] for pair in find_duplicates(found, threshold)})
+        def theirs(some: list[str]) -> np.ndarray:
+            return np.asarray(library.encode(some, normalize_embeddings=True, show_progress_bar=False))
 
-    def error(found: np.ndarray) -> str:
-        return f"{np.abs(found @ found.T - theirs @ theirs.T).max():.1g}"
-
-    rows = [
-        [name, f"{len(texts) / seconds:.1f}", f"{naive / seconds:.2f}", error(found), changed(found)]
-        for name, seconds, found in (
-            ("sentence-transformers, default", naive, theirs),
-            ("ours, float32", single, exact),
-            ("ours, bfloat16 alone", half, rough),
-            (f"ours, bfloat16 and recheck of {report.rechecked}", both, vectors),
-        )
-    ]
+        works: dict[str, Callable[[list[str]], np.ndarray]] = {"sentence-transformers, default": theirs}
+        for name in ("float32", "bfloat16", "int8"):
+            works[f"ours, {name}"] = partial(embed, model=folder, precision=name)
+        some, cost, vectors = texts[::timed_every], {}, {}
+        for name, work in works.items():
+            work(texts[:2])
+            cost[name] = timed(lambda work=work: work(some))[0] / len(some)  # type: ignore[misc]
+        for name, work in works.items():
+            vectors[name] = _vectors_in_pieces(texts, work, place / name)
+        rows, sentences = _embedding_rows(texts, vectors, cost)
+        weights = f"weights of {model_name}" if model else "random weights"
     heading = (
-        "## Embeddings, 6 x 384, 256 tokens, one thread\n\n"
-        f"{len(texts)} documents of five corpora, random weights, threshold {threshold:.4f} (the tenth nearest "
-        f"pair). {report.sentence()} With few documents, the fixed sample of {report.sample} weighs much; of 10,000 "
-        "it is 0.6 %.\n\n"
+        f"## Embeddings, {_named(library)}, one thread\n\n"
+        f"{len(texts)} documents of five corpora, {weights}; errors are over all pairs of them. Speeds are CPU time of "
+        f"{len(some)} of them, one round. " + " ".join(sentences) + "\n\n"
     )
     header = [
         "pipeline",
@@ -228,8 +288,75 @@ def embedding(*, write: bool, documents: int = 300) -> None:
         "largest cosine error",
         "changed pairs",
     ]
-    note = f"\nOne round. {machine('torch', 'transformers', 'sentence-transformers')}\n"
-    publish("curation: embedding", heading + table(header, rows) + note, write=write)
+    facts = machine("torch", "transformers", "sentence-transformers")
+    publish(
+        "curation: embedding", f"{heading}{table(header, rows)}\n{_peaks(size=384)}\n\n{facts}\n", write=write
+    )
+
+
+def _named(library: Any) -> str:
+    config = library[0].auto_model.config
+    return f"{config.num_hidden_layers} x {config.hidden_size}, {library.max_seq_length} tokens"
+
+
+def _vectors_in_pieces(
+    texts: list[str], work: Callable[[list[str]], np.ndarray], folder: Path, size: int = 200
+) -> np.ndarray:
+    """Vectors of all texts; pieces that `folder` has are not computed again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for start in range(0, len(texts), size):
+        path = folder / f"{start:06d}.npy"
+        if not path.exists():
+            np.save(folder / "unfinished.npy", work(texts[start : start + size]))
+            (folder / "unfinished.npy").rename(path)
+        pieces.append(np.load(path))
+    return np.concatenate(pieces)
+
+
+def _embedding_rows(
+    texts: list[str], vectors: dict[str, np.ndarray], cost: dict[str, float]
+) -> tuple[list[list[Any]], list[str]]:
+    """The lines of the table at `THRESHOLD`, and what each recheck says of itself."""
+    from curation import embedding_recheck
+    from curation.semantic_duplicates import find_duplicates
+
+    (first, exact), naive = next(iter(vectors.items())), next(iter(cost.values()))
+    where = {text: i for i, text in enumerate(texts)}
+    truth = {pair[:2] for pair in find_duplicates(vectors["ours, float32"], THRESHOLD)}
+
+    def row(name: str, seconds: float, found: np.ndarray) -> list[Any]:
+        error = np.abs(found @ found.T - exact @ exact.T).max()
+        changed = len(truth ^ {pair[:2] for pair in find_duplicates(found, THRESHOLD)})
+        return [name, f"{1 / seconds:.1f}", f"{naive / seconds:.2f}", f"{error:.2g}", changed]
+
+    rows = [row(name if name in (first, "ours, float32") else f"{name} alone", cost[name], found)
+            for name, found in vectors.items()]  # fmt: skip
+    sentences = []
+    for name in ("bfloat16", "int8"):
+
+        def known(some: list[str], model: Any, *, precision: str = "float32", **others: Any) -> np.ndarray:
+            return vectors[f"ours, {precision}"][[where[text] for text in some]]
+
+        with mock.patch.object(embedding_recheck, "embed", known):
+            found, report = embedding_recheck.embed_near(texts, "", THRESHOLD, precision=name)
+        assert report is not None
+        seconds = cost[f"ours, {name}"] + cost["ours, float32"] * report.rechecked / report.documents
+        rows.append(row(f"ours, {name} and recheck of {report.rechecked}", seconds, found))
+        inside = (report.rechecked - report.sample) / max(1, report.documents - report.sample)
+        again = (report.sample + inside * (10_000 - report.sample)) / 10_000
+        seconds = cost[f"ours, {name}"] + cost["ours, float32"] * again
+        rows.append(
+            [
+                "the same for 10,000 documents, computed",
+                f"{1 / seconds:.1f}",
+                f"{naive / seconds:.2f}",
+                "-",
+                "-",
+            ]
+        )
+        sentences.append(report.sentence())
+    return rows, sentences
 
 
 def _embedder_folder(scratch: Path, texts: list[str]) -> Path:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -153,7 +154,7 @@ def deduplicate_files(
     embedder: str | None = None,
     rule: Rule = "greedy",
     broken_tolerance: float = 0.01,
-    precision: Precision = "float32",
+    precision: Precision | Literal["int8"] = "float32",
     workers: int = 1,
 ) -> DeduplicationReport:
     """Deduplicate documents of user files into `out`; of duplicates, the one in the earlier file, then the
@@ -161,7 +162,7 @@ def deduplicate_files(
 
     embedder : sentence-transformers folder or id; without one, latent semantic analysis of these very texts,
                whose folder `<out>.embedder` stays beside `out`
-    precision : of the embedder; after a bfloat16 pass, documents with a near neighbour are embedded in float32
+    precision : of the embedder; after a bfloat16 or int8 pass, documents with a near neighbour are embedded in float32
     workers  : threads that compare
     The table `dropped, kept_instead, cosine` is written to `<out>.duplicates.parquet`. Embeddings of
     `MAPPED_DOCUMENTS` or more are kept in `<out>.vectors` until the end, float32.

@@ -40,6 +40,8 @@ from curation.score_tables import model_fingerprint, top_share
 
 DEFAULT_RULE = "raw > 4"
 FEW = 0.01
+ROUNDING = 2
+"""Counts the ways in which passes of fewer than 32 bits have been computed: tables of an earlier one are set aside."""
 
 _FORMS = regex.compile(r"(?P<all>all)|(?P<kind>raw\s*>|int_score\s*>=|top)\s*(?P<value>-?\d+(?:\.\d+)?)")
 
@@ -164,7 +166,13 @@ class EducationalClassifier:
         """Model, truncation and reuse; the batch size and device only move last bits, but are settings
         too.
         """
-        settings = {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "device": self.device}
+        settings: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "batch_tokens": self.batch_tokens,
+            "device": self.device,
+        }
+        if self.bits < 32:
+            settings["rounding"] = ROUNDING
         return {
             "model": model_fingerprint(self.model),
             "precision": self.resolved,

@@ -12,21 +12,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from curation.atomic import replacing_folder
-from curation.batches import HEAD_CHARACTERS_PER_TOKEN, one_thread
+from curation.batches import HEAD_CHARACTERS_PER_TOKEN, length_sorted_batches, one_thread
 from curation.errors import DataError, RecipeError
+from curation.int8 import fast_int8, to_int8
 from curation.memory import keep_freed_memory
+from curation.packed_encoder import PackedEncoder, Site, can_pack
 from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.progress import progress
 from curation.score_tables import model_fingerprint
 
 CHUNK_TEXTS = 512
+BATCH_TOKENS = 2048
+"""Of a forward pass of a packed encoder: what lies between its products fits a CPU's cache."""
+CHARACTERS_PER_TOKEN = 4
+SHORT_HEAD_CHARACTERS_PER_TOKEN = 6
+"""Enough of nearly every text; where it falls short, `HEAD_CHARACTERS_PER_TOKEN` is tried, and then all of it."""
 
 
 def embed(
@@ -35,13 +42,15 @@ def embed(
     *,
     batch_texts: int = 32,
     device: str = "cpu",
-    precision: Precision = "float32",
+    precision: Precision | Literal["int8"] = "float32",
 ) -> np.ndarray:
     """Float32 [n, dim], rows of length 1 (zero for a text in which the model sees nothing).
 
     model     : folder or hub id of a sentence-transformers model; long texts are cut as that model cuts them
+    batch_texts : of a float32 pass; other passes of a packed encoder (see `packed_encoder`) fill `BATCH_TOKENS`
     precision : of a transformer inside; pooling and all that follows is float32. In bfloat16, cosines are off by
-                some thousandths: `embedding_recheck.embed_near` embeds again what a threshold depends on
+                some thousandths: `embedding_recheck.embed_near` embeds again what a threshold depends on. `int8` is
+                bfloat16 but for `in_eight_bits`, where the processor has instructions for that, else as `auto`
     """
     width = embedding_size(model, device=device)
     parts = [np.zeros((0, width), dtype=np.float32)]
@@ -60,18 +69,16 @@ def embedded_chunks(
     *,
     batch_texts: int = 32,
     device: str = "cpu",
-    precision: Precision = "float32",
+    precision: Precision | Literal["int8"] = "float32",
     start: int = 0,
 ) -> Iterator[np.ndarray]:
     """`embed` in pieces of `CHUNK_TEXTS` from text number `start`, a multiple of that. DataError on NaN."""
-    bits = 16 if resolve_precision(precision, device) == "bfloat16" else 32
+    bits = {"int8": 8, "bfloat16": 16, "float32": 32}[resolve_embedding(precision, device)]
     encoder = _load(str(model), device, bits, str(model_fingerprint(str(model))))
     for first in range(start, len(texts), CHUNK_TEXTS):
         chunk = heads(encoder, texts[first : first + CHUNK_TEXTS])
         with one_thread():
-            vectors = encoder.encode(
-                chunk, batch_size=batch_texts, show_progress_bar=False, convert_to_numpy=True
-            )
+            vectors = _encoded(encoder, chunk, batch_texts)
         exact = vectors.astype(np.float64)
         if not np.isfinite(exact).all():
             place = first + int(np.flatnonzero(~np.isfinite(exact).all(axis=1))[0])
@@ -82,6 +89,38 @@ def embedded_chunks(
             )
         lengths = np.linalg.norm(exact, axis=1, keepdims=True)
         yield (exact / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+def resolve_embedding(
+    precision: Precision | Literal["int8"], device: str = "cpu"
+) -> Literal["float32", "bfloat16", "int8"]:
+    """The format that `precision` means for an embedder on this machine."""
+    if precision != "int8":
+        return resolve_precision(precision, device)
+    return "int8" if fast_int8(device) else resolve_precision("auto", device)
+
+
+def in_eight_bits(site: Site, layers: int) -> bool:
+    """Which products an int8 pass of an embedder of `layers` layers rounds to int8.
+
+    The way up of the feed-forward block in the later two thirds of the layers, two ninths of all products: more would
+    be faster, with cosines off by about .01 or more (docs/decisions.md has the errors of each kind).
+    """
+    return site.name == "up" and site.layer >= layers // 3
+
+
+def _encoded(encoder: Any, texts: list[str], batch_texts: int) -> np.ndarray:
+    """Vectors of a chunk, as the encoder gives them; a packed encoder gets batches that fit the cache."""
+    options = {"show_progress_bar": False, "convert_to_numpy": True}
+    body = getattr(encoder[0], "auto_model", None)
+    if not texts or not isinstance(getattr(body, "encoder", None), PackedEncoder):
+        return np.asarray(encoder.encode(texts, batch_size=batch_texts, **options))
+    most = encoder.max_seq_length or BATCH_TOKENS
+    guessed = [min(most, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
+    vectors = np.empty((len(texts), encoder.get_embedding_dimension()), dtype=np.float32)
+    for batch in length_sorted_batches(guessed, BATCH_TOKENS):
+        vectors[batch] = encoder.encode([texts[i] for i in batch], batch_size=len(batch), **options)
+    return vectors
 
 
 def embedding_size(model: Path | str, *, device: str = "cpu") -> int:
@@ -99,15 +138,18 @@ def heads(encoder: Any, texts: Sequence[str]) -> list[str]:
     tokenizer: Any = getattr(encoder, "tokenizer", None)
     if not most or getattr(tokenizer, "truncation_side", None) != "right":
         return list(texts)
-    characters = most * HEAD_CHARACTERS_PER_TOKEN
-    long = [i for i, text in enumerate(texts) if len(text) > characters]
-    shortened = list(texts)
-    if long:
-        starts = [texts[i][:characters] for i in long]
-        found = tokenizer(starts, add_special_tokens=False, verbose=False)["input_ids"]
-        for i, start, ids in zip(long, starts, found, strict=True):
-            if len(ids) > most + 8:
-                shortened[i] = start
+    shortened, todo = list(texts), list(range(len(texts)))
+    for per_token in (SHORT_HEAD_CHARACTERS_PER_TOKEN, HEAD_CHARACTERS_PER_TOKEN):
+        characters = most * per_token
+        long = [i for i in todo if len(texts[i]) > characters]
+        # Cut between words, so that the tokens of the head are those that it has in the text.
+        starts = [texts[i][:characters].rsplit(None, 1)[0] for i in long if texts[i][:characters].strip()]
+        long = [i for i in long if texts[i][:characters].strip()]
+        found = tokenizer(starts, add_special_tokens=False, verbose=False)["input_ids"] if starts else []
+        enough = {i: start for i, start, ids in zip(long, starts, found, strict=True) if len(ids) > most + 8}
+        for i, start in enough.items():
+            shortened[i] = start
+        todo = [i for i in long if i not in enough]
     return shortened
 
 
@@ -223,8 +265,13 @@ def _load(model: str, device: str, bits: int, stamp: str) -> Any:
             remedy="Give a sentence-transformers folder or hub id, or leave it out to make one from the corpus",
         ) from error
     first = encoder[0]
-    if bits == 16 and hasattr(first, "auto_model"):
-        to_bfloat16(first.auto_model)
+    if bits < 32 and hasattr(first, "auto_model"):
+        body: Any = first.auto_model
+        if bits == 8 and can_pack(body):
+            layers = len(body.encoder.layer)
+            to_int8(body, lambda site: in_eight_bits(site, layers))
+        else:
+            to_bfloat16(body)
         first.register_forward_hook(_states_to_float32)
     if device == "cpu":
         keep_freed_memory()

@@ -7,14 +7,14 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
 from curation.atomic import hash_value, read_json, write_json, writing_to
-from curation.embedding import CHUNK_TEXTS, embedded_chunks, embedding_size
+from curation.embedding import CHUNK_TEXTS, embedded_chunks, embedding_size, resolve_embedding
 from curation.errors import DataError
-from curation.precision import Precision, resolve_precision
+from curation.precision import Precision
 from curation.progress import progress
 from curation.score_tables import model_fingerprint
 
@@ -26,7 +26,7 @@ def embed_to_file(
     *,
     batch_texts: int = 32,
     device: str = "cpu",
-    precision: Precision = "float32",
+    precision: Precision | Literal["int8"] = "float32",
 ) -> np.ndarray:
     """`embed` into `<folder>/vectors.npy`; returns it memory-mapped and read-only, float32 [n, dim].
 
@@ -43,7 +43,7 @@ def embed_to_file(
         digest.update(len(data).to_bytes(8, "little") + data)
     facts = {
         "model": model_fingerprint(str(model)),
-        "precision": resolve_precision(precision, device),
+        "precision": resolve_embedding(precision, device),
         "batch_texts": batch_texts,
         "device": device,
         "texts": len(texts),

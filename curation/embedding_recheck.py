@@ -1,4 +1,4 @@
-"""Embeddings of a bfloat16 pass that deduplicate as those of float32 would.
+"""Embeddings of a bfloat16 or int8 pass that deduplicate as those of float32 would.
 
 A threshold can be crossed only by pairs near it, and only documents with a near neighbour matter at all: those are
 embedded again in float32, and everything about them (who falls, for whom, at which cosine) is float32's. How near is
@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from curation.embedding import embed
-from curation.precision import Precision, resolve_precision
+from curation.embedding import embed, resolve_embedding
+from curation.precision import Precision
 from curation.recheck import SAFETY
 from curation.semantic_duplicates import rows_near_others
 
@@ -33,11 +33,12 @@ class EmbeddingRecheck:
     rechecked: int
     largest: float
     band: float
+    first: str = "bfloat16"
 
     def sentence(self) -> str:
         """What a report says about it."""
         return (
-            f"{self.documents} documents were embedded in bfloat16, and {self.rechecked} of them in float32 too: a "
+            f"{self.documents} documents were embedded in {self.first}, and {self.rechecked} of them in float32 too: a "
             f"random sample of {self.sample} and every document with a neighbour within {self.band:.2g} of the "
             f"threshold, {SAFETY:g} times the largest difference of a cosine ({self.largest:.2g})."
         )
@@ -48,7 +49,7 @@ def embed_near(
     model: Path | str,
     threshold: float,
     *,
-    precision: Precision = "auto",
+    precision: Precision | Literal["int8"] = "auto",
     device: str = "cpu",
     sample: int = SAMPLE,
     safety: float = SAFETY,
@@ -58,9 +59,10 @@ def embed_near(
 
     search : `exact_documents`, `probes` and `workers` of `semantic_duplicates`
     """
-    if resolve_precision(precision, device) == "float32":
+    resolved = resolve_embedding(precision, device)
+    if resolved == "float32":
         return embed(texts, model, device=device), None
-    first = embed(texts, model, device=device, precision="bfloat16")
+    first = embed(texts, model, device=device, precision=resolved)
     exact, chosen = first.copy(), np.zeros(len(texts), dtype=bool)
     new = np.zeros(len(texts), dtype=bool)
     new[np.random.default_rng(0).permutation(len(texts))[:sample]] = True
@@ -71,7 +73,7 @@ def embed_near(
         largest = max(largest, largest_difference(first[chosen], exact[chosen]))
         new = rows_near_others(first, threshold - safety * largest, **(search or {})) & ~chosen
     report = EmbeddingRecheck(
-        len(texts), min(sample, len(texts)), int(chosen.sum()), largest, safety * largest
+        len(texts), min(sample, len(texts)), int(chosen.sum()), largest, safety * largest, resolved
     )
     return exact, report
 

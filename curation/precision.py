@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from curation.errors import RecipeError
+from curation.packed_encoder import can_pack, pack
 
 Precision = Literal["auto", "float32", "bfloat16"]
 ATTENTION = "mixwright_sequence"
@@ -41,9 +42,13 @@ def fast_bfloat16(device: str = "cpu") -> bool:
 def to_bfloat16(model: Any) -> Any:
     """Turn the body of a transformers model to bfloat16, in place; its head keeps computing in float32.
 
-    The head is cheap, and a raw score of 3 that leaves it in bfloat16 would be rounded to 1/64.
+    A body that `packed_encoder` knows gets its layers, and keeps all else in float32. The head is cheap, and a raw
+    score of 3 that leaves it in bfloat16 would be rounded to 1/64.
     """
     body = model.base_model
+    if can_pack(body):
+        pack(body)
+        return model
     body.to(torch.bfloat16)
     for module in () if body is model else model.children():
         if module is not body and any(True for _ in module.parameters()):

@@ -231,8 +231,9 @@ class DeduplicationSettings(Settings):
     """Cosine from which on the later document is dropped."""
     rule: Literal["greedy", "semdedup"] = "greedy"
     dimensions: Count = 128
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the embedder's transformer, with the same promise as `educational.precision`; nothing for `trained`."""
+    precision: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
+    """Of the embedder's transformer, with the promise of `educational.precision`; nothing for `trained`; `int8`
+    rounds some products and leaves the others in bfloat16."""
     probes: Count = 3
     """Beyond 200,000 documents: how many of its nearest clusters each document is compared in."""
 

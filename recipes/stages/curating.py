@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -103,7 +103,7 @@ def _embed(embedder: str, texts: Any) -> Any:
 
 
 def _embed_near(
-    embedder: str, precision: Precision, probes: int, texts: Sequence[str], threshold: float
+    embedder: str, precision: Precision | Literal["int8"], probes: int, texts: Sequence[str], threshold: float
 ) -> tuple[np.ndarray, EmbeddingRecheck | None]:
     return embed_near(texts, embedder, threshold, precision=precision, search={"probes": probes})
 

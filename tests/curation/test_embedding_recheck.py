@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from curation import embedding_file
 from curation.documents import Document
-from curation.embedding import embed
+from curation.embedding import embed, in_eight_bits, resolve_embedding
 from curation.embedding_file import embed_to_file
 from curation.embedding_recheck import embed_near
 from curation.errors import DataError
+from curation.int8 import fast_int8
+from curation.packed_encoder import Site
+from curation.precision import resolve_precision
 from curation.semantic_duplicates import find_duplicates, semantic_duplicates
 
 WORDS = ["even", "number", "return", "first", "because", "sum", "def", "add", "twice", "so", "is", "each"]
@@ -78,21 +82,41 @@ def test_a_long_text_is_cut_as_the_library_cuts_it(folder: Path) -> None:
     np.testing.assert_allclose(embed(long, folder), library, atol=2e-6)
 
 
-def test_duplicates_are_those_of_float32(folder: Path) -> None:
-    exact = embed(texts(), folder)
-    cosines = np.sort((exact @ exact.T)[np.triu_indices(len(exact), 1)])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_duplicates_are_those_of_float32(folder: Path, precision: Literal["bfloat16", "int8"]) -> None:
+    if precision == "int8" and not fast_int8():
+        pytest.skip("this processor has no instructions for products of 8-bit numbers")
+    exact, rough = embed(texts(), folder), embed(texts(), folder, precision=precision)
+    pairs = np.triu_indices(len(exact), 1)
+    cosines, guessed = (exact @ exact.T)[pairs], (rough @ rough.T)[pairs]
+    near = cosines >= np.quantile(cosines, 0.97)
+    worst = int(np.flatnonzero(near)[np.abs(guessed - cosines)[near].argmax()])
+    thresholds = [float(np.quantile(cosines, 0.995)), float(cosines[worst] + guessed[worst]) / 2]
     changed = 0
-    for quantile in (0.97, 0.995):
-        threshold = float(cosines[int(quantile * len(cosines))])
-        vectors, report = embed_near(texts(), folder, threshold, precision="bfloat16", sample=8)
-        assert report is not None and report.largest > 0 and "float32 too" in report.sentence()
+    for threshold in thresholds:
+        vectors, report = embed_near(texts(), folder, threshold, precision=precision, sample=8)
+        assert report is not None and report.largest > 0 and f"embedded in {precision}" in report.sentence()
         truth = find_duplicates(exact, threshold)
         found = find_duplicates(vectors, threshold)
         assert [pair[:2] for pair in found] == [pair[:2] for pair in truth]
         np.testing.assert_allclose([p[2] for p in found], [p[2] for p in truth], atol=2e-6)
-        half = find_duplicates(embed(texts(), folder, precision="bfloat16"), threshold)
-        changed += [pair[:2] for pair in half] != [pair[:2] for pair in truth]
-    assert changed
+        changed += [pair[:2] for pair in find_duplicates(rough, threshold)] != [pair[:2] for pair in truth]
+    assert changed  # the rough pass alone decides otherwise, or this test would prove nothing
+
+
+@pytest.mark.skipif(not fast_int8(), reason="no instructions for products of 8-bit numbers")
+def test_int8_rounds_a_part_of_the_products(folder: Path) -> None:
+    half, eight = (embed(texts(), folder, precision=name) for name in ("bfloat16", "int8"))
+    exact = embed(texts(), folder)
+    errors = [np.abs(found @ found.T - exact @ exact.T).max() for found in (half, eight)]
+    assert not np.array_equal(half, eight) and 0 < max(errors) < 0.05
+    chosen = [layer for layer in range(6) if in_eight_bits(Site(layer, "up", *torch.zeros(2, 1, 1)), 6)]
+    assert chosen == [2, 3, 4, 5] and not in_eight_bits(Site(5, "down", *torch.zeros(2, 1, 1)), 6)
+
+
+def test_without_instructions_int8_is_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation.embedding.fast_int8", lambda device: False)
+    assert resolve_embedding("int8") == resolve_precision("auto")
 
 
 def test_none_and_one(folder: Path) -> None:

@@ -209,7 +209,7 @@ def test_an_int8_layer_is_near_its_float32_and_keeps_tokens_apart() -> None:
         assert torch.equal(
             layer(x[:, 3].clone()), layer(x.clone())[:, 3]
         )  # others in the batch change nothing
-        assert torch.equal(layer(torch.zeros(2, 96, dtype=torch.bfloat16)), layer.bias.expand(2, 40))
+        assert torch.equal(layer(torch.zeros(2, 96, dtype=torch.bfloat16)), layer.product.bias.expand(2, 40))
 
 
 def test_a_text_of_ten_megabytes_and_one_without_tokens(classifier_folder: Path) -> None:
