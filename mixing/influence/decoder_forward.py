@@ -23,8 +23,16 @@ from training.chunked_logits import BLOCK_LOGITS_CPU, chunk_tokens
 from training.fused_layer import LayerShape
 from training.model import FUSED_MODULES, Decoder
 
-# Tokens worked on at a time: what is kept for the way back should stay in the caches (2,048 is 3 % slower).
-PASS_TOKENS = 1024
+# Tokens worked on at a time, for numbers of one byte: what is kept for the way back should stay in the caches, and the
+# calls should be few. On a Zen 4, 4 layers of width 128 and 256: in bfloat16 2,048 take .95 and .97 of the time of
+# 1,024, in float32 1.00 and 1.04.
+PASS_BYTES = 4096
+
+
+def rows_at_a_time(batch: RowBatch, dtype: torch.dtype) -> int:
+    """How many rows of `batch` a pass with products in `dtype` takes at a time; all, if they are packed."""
+    rows, tokens = batch.input_ids.shape
+    return rows if batch.segments is not None else max(PASS_BYTES // dtype.itemsize // tokens, 1)
 
 
 def unknown(model: Decoder) -> str:
@@ -152,9 +160,8 @@ class DecoderLosses:
 
     @torch.no_grad()
     def __call__(self, batch: RowBatch) -> Tensor:
-        rows, tokens = batch.input_ids.shape
-        if batch.segments is None and rows > 1 and rows * tokens > PASS_TOKENS:
-            step = max(PASS_TOKENS // tokens, 1)
+        rows, step = len(batch.input_ids), rows_at_a_time(batch, self.forward.dtype)
+        if rows > step:
             return torch.cat([self(batch.part(at, at + step)) for at in range(0, rows, step)])
         walk, shared = self.forward, self.forward.shared(batch)
         x = walk.embedding[batch.input_ids.flatten()]

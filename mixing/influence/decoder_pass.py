@@ -20,7 +20,7 @@ from torch import Tensor
 from mixing.influence.adapters import DecoderAdapter
 from mixing.influence.contraction import Contraction
 from mixing.influence.decoder_attention import Rows, attend_backward
-from mixing.influence.decoder_forward import PASS_TOKENS, DecoderForward, Kept, unknown
+from mixing.influence.decoder_forward import DecoderForward, Kept, rows_at_a_time, unknown
 from mixing.influence.decoder_weights import HEAD, NORMS, Weights, group_directions, part_of
 from mixing.influence.documents import RowBatch
 from mixing.influence.scorers import UnknownLayerError, Vectors
@@ -99,13 +99,11 @@ class DecoderPass:
     @torch.no_grad()
     def rows(self, batch: RowBatch) -> Tensor:
         """Weighted derivatives of the pieces of `batch`, float64 [S, k]."""
-        rows, tokens = batch.input_ids.shape
-        if tokens > FUSED_TOKENS:
+        if batch.input_ids.shape[1] > FUSED_TOKENS:
             raise UnknownLayerError(f"rows of more than {FUSED_TOKENS} tokens")
-        if batch.segments is None and rows > 1 and rows * tokens > PASS_TOKENS:
-            step = max(PASS_TOKENS // tokens, 1)
-            parts = [self.rows(batch.part(at, at + step)) for at in range(0, rows, step)]
-            return torch.cat(parts)
+        rows, step = len(batch.input_ids), rows_at_a_time(batch, self.dtype)
+        if rows > step:
+            return torch.cat([self.rows(batch.part(at, at + step)) for at in range(0, rows, step)])
         ids = batch.input_ids.flatten()
         total = torch.zeros(len(ids), self.count, dtype=self.wide)
         shared = self.walk.shared(batch)
