@@ -12,8 +12,8 @@ Every part is short enough for a machine that is to be left alone meanwhile, and
 The model is a Llama of transformers of 4 layers, trained for a moment on three Markov chains; samples are of those
 and of uniform noise, 256 tokens each. F is its forward pass without gradients, with the loss of each token; F of the
 decoder the same through our decoder with the same weights, which is faster. Times are of the scores alone, after
-directions, pilot and choice of rank. F reads 1,024 tokens at a time, which is best for it; the engines get the
-default batches and cut them themselves. Beside them stand the model's matrix products alone, attention's left out:
+directions, pilot and choice of rank. F reads 512, 1,024 or 2,048 tokens at a time, whatever is fastest; the engines get
+the default batches and cut them themselves. Beside them stand the model's matrix products alone, attention's left out:
 what no engine of that precision can be below. bergson, dattri and TRAK were not installable beside the others and
 are left out with a line. The protocol as a whole: benchmarks.influence_protocol.
 """
@@ -27,6 +27,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ from training.losses import linear_cross_entropy
 TOKENS, STEPS, PROBE, PILOT = 256, 40, 12, 64
 VOCABULARY = {128: 4096}
 TIMED = {128: 48, 256: 24, 512: 8}  # documents of a timed pass
-F_TOKENS = 1024  # of one batch of a forward pass
+F_TOKENS = (512, 1024, 2048)  # of one batch of a forward pass; the fastest is taken
+PRODUCT_TOKENS = 1024
 CHAINS = ("chain 0", "chain 1", "chain 2")
 Loaded = tuple[LlamaForCausalLM, list[SampleDocument], dict[str, list[SampleDocument]]]
 
@@ -141,8 +143,8 @@ class Contest:
         self.agreed: dict[str, Agreement] = {}
         self.passes: dict[str, float] = {}
         self.trials: dict[tuple[int, torch.dtype | None], Trial] = {}
-        timed = samples[: TIMED.get(width, 8)]
-        self.plan, self.plan_of_f = plan_of(timed), plan_of(timed, F_TOKENS)
+        self.timed = samples[: TIMED.get(width, 8)]
+        self.plan = plan_of(self.timed)
         self.adapter = adapt(model)
         twin = decoder_twin(self.adapter)
         assert twin is not None
@@ -168,22 +170,24 @@ class Contest:
                 self._add(f"{name}, three directions", self.directions, "ghost_low_rank", dtype)
 
     def _forward(self, adapter: Any, dtype: torch.dtype | None = None) -> Callable[[], None]:
-        def work() -> None:
+        def work(plan: BatchPlan) -> None:
             with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-                for batch in self.plan_of_f:
+                for batch in plan:
                     adapter(batch)
 
-        return work
+        tried = {n: partial(work, plan_of(self.timed, n)) for n in F_TOKENS}
+        times = paired({str(n): t for n, t in tried.items()}, rounds=2)
+        return tried[min(F_TOKENS, key=lambda n: times[str(n)].seconds)]
 
     def _products(self, matrices: list[torch.Tensor], dtype: torch.dtype) -> Callable[[], None]:
         pairs = [
-            (torch.randn(F_TOKENS, w.shape[1], dtype=dtype), torch.randn(F_TOKENS, w.shape[0], dtype=dtype))
+            tuple(torch.randn(PRODUCT_TOKENS, size, dtype=dtype) for size in reversed(w.shape))
             for w in matrices
         ]
         weights = [w.detach().to(dtype) for w in matrices]
 
         def work() -> None:
-            for _ in range(len(self.plan.documents) * TOKENS // F_TOKENS):
+            for _ in range(len(self.timed) * TOKENS // PRODUCT_TOKENS):
                 for w, (x, g) in zip(weights, pairs, strict=True):
                     torch.mm(x, w.T, out=g)
                     torch.mm(g, w, out=x)

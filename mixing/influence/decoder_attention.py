@@ -73,11 +73,11 @@ def _added(seen: Tensor, shape: LayerShape) -> Tensor:
     return added.repeat_interleave(shape.groups, 2)
 
 
-def attend(qkv: Tensor, shared: Rows, shape: LayerShape, keep: bool = True) -> tuple[Tensor, KeptAttention]:
+def attend(qkv: Tensor, shared: Rows, shape: LayerShape, keep: bool) -> tuple[Tensor, KeptAttention]:
     """Attention's output [B T, heads hd] of the joint projection [B T, (heads + 2 kv) hd].
 
     The first heads are queries, ordered by the key head that they share, then come keys and values; pairs of the
-    rotation are neighbours. `keep` False keeps no shares.
+    rotation are neighbours. `keep` False keeps no shares, and there is no way back.
     """
     kv, groups, size = shape.kv_heads, shape.groups, shape.head_dim
     heads = qkv.unflatten(0, (shared.rows, shared.tokens)).unflatten(-1, (-1, size))

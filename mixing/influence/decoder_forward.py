@@ -108,9 +108,18 @@ class DecoderForward:
         return shared_rows(batch.positions, batch.segments, self.model.frequencies, self.wide, self.shape)
 
     def layer(
-        self, flat: Tensor, weights: Mapping[str, Weights], shared: Rows, see: bool = False
+        self,
+        flat: Tensor,
+        weights: Mapping[str, Weights],
+        shared: Rows,
+        *,
+        shares: bool = True,
+        see: bool = False,
     ) -> tuple[Tensor, Kept]:
-        """One layer over the residual stream [N, D]; `see` keeps the inputs of its matrices."""
+        """One layer over the residual stream [N, D].
+
+        shares : keep those of attention, for the way back;  see : keep the inputs of the matrices
+        """
         inner: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
 
@@ -121,7 +130,7 @@ class DecoderForward:
             return made
 
         unit1, scale1 = self.unit(flat)
-        mixed, attention = attend(times("qkv", unit1), shared, self.shape)
+        mixed, attention = attend(times("qkv", unit1), shared, self.shape, shares)
         middle = times("out", mixed) + flat
         unit2, scale2 = self.unit(middle)
         gate, up = times("in", unit2).chunk(2, -1)
@@ -166,7 +175,7 @@ class DecoderLosses:
         walk, shared = self.forward, self.forward.shared(batch)
         x = walk.embedding[batch.input_ids.flatten()]
         for weights in walk.layers:
-            x, _ = walk.layer(x, weights, shared)
+            x, _ = walk.layer(x, weights, shared, shares=False)
         unit, _ = walk.unit(x)
         labels, buffer = batch.labels.flatten(), None
         losses = x.new_zeros(len(x))

@@ -110,7 +110,7 @@ class DecoderPass:
         x = self.walk.embedding[ids]
         kept = []
         for weights in self.walk.layers:
-            x, one = self.walk.layer(x, weights, shared, self.see is not None)
+            x, one = self.walk.layer(x, weights, shared, see=self.see is not None)
             kept.append(one)
         gradient = self._losses(x, batch, total)
         for index in reversed(range(len(kept))):
