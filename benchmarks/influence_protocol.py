@@ -186,6 +186,7 @@ def measure_cost(out: Path) -> None:
     found = {"f": f, "each": each / f, "fixed": (seconds[0] - COSTED[0] * each) / f, "seconds": seconds}
     files = sorted(at.glob("*.parquet"))
     found["engines"] = sorted({read_record(file)["engine"] for file in files})
+    found["machine"] = machine("torch", "transformers")
     write_json(out / "cost.json", found)
     print(found)
 
@@ -211,6 +212,7 @@ def measure_sample(out: Path) -> None:
         "documents": len(store),
         "counted": found[0].forward_tokens / found[0].full_tokens,
         **found[0].sampled.record(),
+        "machine": machine("torch", "transformers"),
     }
     write_json(out / "sample.json", result)
     print({k: v for k, v in result.items() if k not in ("weights", "looks")})
@@ -273,7 +275,7 @@ def section(out: Path) -> str:
             ]
             text += "\nAgainst all documents at all 30 checkpoints, at a level of 95 %:\n\n"
             text += table(["source", "sampled weight", "interval", "weight of all"], lines)
-    return text + f"\n{machine('torch', 'transformers')}\n"
+    return text + f"\nCost: {cost['machine']}. Sample: {sample['machine']}.\n"
 
 
 def main() -> None:
