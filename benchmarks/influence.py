@@ -11,9 +11,11 @@ Every part is short enough for a machine that is to be left alone meanwhile, and
 
 The model is a Llama of transformers of 4 layers, trained for a moment on three Markov chains; samples are of those
 and of uniform noise, 256 tokens each. F is its forward pass without gradients, with the loss of each token; F of the
-decoder the same through our decoder with the same weights, which is faster. Times are of the scores alone, after
-directions, pilot and choice of rank. bergson, dattri and TRAK were not installable beside the others and are left out
-with a line. The protocol as a whole: benchmarks.influence_protocol.
+decoder the same through our decoder with the same weights. Times are of the scores alone, after
+directions, pilot and choice of rank. F reads 512, 1,024 or 2,048 tokens at a time, whatever is fastest; the engines get
+the default batches and cut them themselves. Beside them stand the model's matrix products alone, attention's left out:
+what no engine of that precision can be below. bergson, dattri and TRAK were not installable beside the others and
+are left out with a line. The protocol as a whole: benchmarks.influence_protocol.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,9 @@ from training.losses import linear_cross_entropy
 
 TOKENS, STEPS, PROBE, PILOT = 256, 40, 12, 64
 VOCABULARY = {128: 4096}
-TIMED = {128: 48, 256: 24, 512: 12}  # documents of a timed pass
+TIMED = {128: 48, 256: 24, 512: 8}  # documents of a timed pass
+F_TOKENS = (512, 1024, 2048)  # of one batch of a forward pass; the fastest is taken
+PRODUCT_TOKENS = 1024
 CHAINS = ("chain 0", "chain 1", "chain 2")
 Loaded = tuple[LlamaForCausalLM, list[SampleDocument], dict[str, list[SampleDocument]]]
 
@@ -115,14 +120,14 @@ def prepare(width: int, weights: Path) -> Loaded:
     return model.eval(), samples, probes
 
 
-def plan_of(documents: Any) -> BatchPlan:
-    """Whole documents, 1,024 tokens a batch."""
+def plan_of(documents: Any, batch_tokens: int = 4096) -> BatchPlan:
+    """Whole documents, in the default batches."""
     return BatchPlan(
         documents,
         context=TOKENS,
         windows="first",
         reduction="mean",
-        batch_tokens=1024,
+        batch_tokens=batch_tokens,
         device=torch.device("cpu"),
     )
 
@@ -138,7 +143,8 @@ class Contest:
         self.agreed: dict[str, Agreement] = {}
         self.passes: dict[str, float] = {}
         self.trials: dict[tuple[int, torch.dtype | None], Trial] = {}
-        self.plan = plan_of(samples[: TIMED.get(width, 8)])
+        self.timed = samples[: TIMED.get(width, 8)]
+        self.plan = plan_of(self.timed)
         self.adapter = adapt(model)
         twin = decoder_twin(self.adapter)
         assert twin is not None
@@ -147,6 +153,10 @@ class Contest:
             "F of the decoder": self._forward(twin.adapter),
             "F of the decoder, bfloat16": self._forward(twin.adapter, torch.bfloat16),
         }
+        matrices = [p for _, p in twin.adapter.model.named_parameters() if p.dim() == 2]
+        assert model.config.tie_word_embeddings  # the embedding is the output weight, so all of them multiply
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            self.work[f"products alone, there and back, {name}"] = self._products(matrices, dtype)
 
     def add_engines(self) -> None:
         """The engines, each after its pilot."""
@@ -160,10 +170,28 @@ class Contest:
                 self._add(f"{name}, three directions", self.directions, "ghost_low_rank", dtype)
 
     def _forward(self, adapter: Any, dtype: torch.dtype | None = None) -> Callable[[], None]:
-        def work() -> None:
+        def work(plan: BatchPlan) -> None:
             with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-                for batch in self.plan:
+                for batch in plan:
                     adapter(batch)
+
+        tried = {n: partial(work, plan_of(self.timed, n)) for n in F_TOKENS}
+        times = paired({str(n): t for n, t in tried.items()}, rounds=2)
+        return tried[min(F_TOKENS, key=lambda n: times[str(n)].seconds)]
+
+    def _products(self, matrices: list[torch.Tensor], dtype: torch.dtype) -> Callable[[], None]:
+        pairs = [
+            tuple(torch.randn(PRODUCT_TOKENS, size, dtype=dtype) for size in reversed(w.shape))
+            for w in matrices
+        ]
+        weights = [w.detach().to(dtype) for w in matrices]
+
+        def work() -> None:
+            for _ in range(len(self.timed) * TOKENS // PRODUCT_TOKENS):
+                for w, (x, g) in zip(weights, pairs, strict=True):
+                    torch.mm(x, w.T, out=g)
+                    torch.mm(g, w, out=x)
+                    x.fill_(1.0)  # repeated products would overflow
 
         return work
 
@@ -311,13 +339,14 @@ def measure_growth(contest: Contest) -> list[str]:
 
 def write_table(out: Path, write: bool) -> None:
     """All parts that were run, as a section of docs/benchmarks.md."""
-    rows, notes, machines = [], [], []
+    rows, notes, machines = [], [], {}
     for file in sorted(out.glob("speed-*.json"), key=lambda f: int(f.stem.split("-")[1])):
         found = read_json(file)
         rows += found["rows"]
-        machines.append(found["machine"])
+        machines[file.stem] = found["machine"]
     for file in sorted(out.glob("growth-*.json")) + sorted(out.glob("kronfluence-*.json")):
         notes += read_json(file)["notes"]
+        machines[file.stem] = read_json(file)["machine"]
     for name in ("bergson", "dattri", "trak"):
         if not importlib.util.find_spec(name):
             notes.append(f"{name} is not installed: left out.")
@@ -335,12 +364,14 @@ def write_table(out: Path, write: bool) -> None:
         "## Influence: cost in forward passes, and exactness\n\n"
         f"A Llama of 4 layers (transformers, sdpa), {TOKENS} tokens a sample, one thread, CPU time, median of "
         "paired rounds (`python -m benchmarks.influence`). F is its forward pass in float32 with "
-        "the losses, F of the decoder that of our decoder with the same weights. Agreement is with forward-mode "
-        "derivatives of the model itself on 32 samples, the worst of the directions. Goals: 2.0 for one direction, 2.2 "
+        "the losses, reading 512, 1,024 or 2,048 tokens at a time, whatever is fastest; F of the decoder that of our "
+        "decoder with the same weights. Agreement is with forward-mode "
+        "derivatives of the model itself on 32 samples, the worst of the directions. Products alone are those with the "
+        "model's matrices, forward and back to the inputs. Goals: 2.0 for one direction, 2.2 "
         "for three, 1.1 in bfloat16.\n\n"
         + table(header, rows)
         + "\n"
-        + "\n\n".join([*notes, *machines[-1:]])
+        + "\n\n".join([*notes, *(f"{part}: {on}" for part, on in machines.items())])
         + "\n"
     )
     publish("influence", text, write=write)

@@ -1,10 +1,9 @@
 """Ghost products of our decoder in one hand-written pass: forward, half a backward, no autograd, no hooks.
 
 For each matrix y = W x of the model, <dL/dy, V x> is one token's part in the derivative of the losses along V
-(mixing.influence.contraction). The pass goes through the decoder as training.fused_layer does (attention in
-blocks, its matrices made ready once: mixing.influence.decoder_weights), keeps what the way back needs, and on that
-way makes no gradient of any weight. What the gains of the norms add falls out of the norm's own backward: with
-y = g u, u of unit root mean square, the part of g along v is <dL/du, u v / g>.
+(mixing.influence.contraction). The pass goes through the decoder (mixing.influence.decoder_forward), keeps what the
+way back needs, and on that way makes no gradient of any weight. What the gains of the norms add falls out of the
+norm's own backward: with y = g u, u of unit root mean square, the part of g along v is <dL/du, u v / g>.
 
 Values come out per token, so documents may share a row. Nothing is weighted before the end: a document's
 weight multiplies the sum over its tokens.
@@ -13,7 +12,6 @@ weight multiplies the sum over its tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,67 +19,24 @@ from torch import Tensor
 
 from mixing.influence.adapters import DecoderAdapter
 from mixing.influence.contraction import Contraction
-from mixing.influence.decoder_weights import (
-    GROUPS,
-    HEAD,
-    NORMS,
-    Weights,
-    group_directions,
-    head_weights,
-    layer_weights,
-    part_of,
-)
-from mixing.influence.documents import IGNORED, RowBatch
+from mixing.influence.decoder_attention import Rows, attend_backward
+from mixing.influence.decoder_forward import DecoderForward, Kept, rows_at_a_time, unknown
+from mixing.influence.decoder_weights import HEAD, NORMS, Weights, group_directions, part_of
+from mixing.influence.documents import RowBatch
 from mixing.influence.scorers import UnknownLayerError, Vectors
-from training.chunked_logits import BLOCK_LOGITS_CPU, chunk_tokens
-from training.fused_layer import (
-    FUSED_TOKENS,
-    LayerShape,
-    attend_blocks,
-    attend_blocks_backward,
-    shared_by_layers,
-    turned_backward,
-    turned_pairs,
-)
-from training.model import FUSED_MODULES, Decoder, document_mask, rotation
+from training.fused_layer import FUSED_TOKENS
+from training.model import Decoder
 
-# Tokens worked on at a time: what is kept for the way back should stay in the caches (2,048 is 3 % slower).
-PASS_TOKENS = 1024
 SMALLEST_GAIN = 1e-4  # a gain below this (relative to the largest) cannot be divided by
 
 # Called with (group's name, inputs [N, I], output gradients [N, O]) to learn what the pass sees.
 See = Callable[[str, Tensor, Tensor], None]
 
 
-@dataclass
-class Kept:
-    """What one layer's way back needs."""
-
-    unit1: Tensor
-    scale1: Tensor
-    qk: Tensor
-    scale_qk: Tensor | None
-    value: Tensor
-    shares: list[Tensor]
-    mixed: Tensor
-    unit2: Tensor
-    scale2: Tensor
-    gate: Tensor
-    up: Tensor
-    silu: Tensor
-    product: Tensor
-    inner: dict[str, Tensor] = field(default_factory=dict)
-
-
 def fits(model: Decoder) -> str:
     """Why the pass cannot run `model`, or an empty string."""
-    for module in model.layers.modules():
-        if type(module) not in FUSED_MODULES or "forward" in vars(module):
-            return f"a {type(module).__name__} that is not the decoder's own"
-    if model.config.qk_norm == "rms_before_rope":
-        return "norms of queries and keys with gains"
-    if model.embed_tokens.weight.device.type != "cpu":
-        return "a device other than the CPU"
+    if reason := unknown(model):
+        return reason
     for name, parameter in model.named_parameters():
         if "norm" in name and bool((parameter.abs() < SMALLEST_GAIN * parameter.abs().max()).any()):
             return f"a gain of {name} that is near zero"
@@ -115,29 +70,9 @@ class DecoderPass:
             whole = group_directions(model, vectors)
             contractions = {n: Contraction(whole=v) for n, v in whole.items()}
         self.wide = torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
-        config = model.config
-        self.shape = LayerShape(
-            kv_heads=config.kv_heads,
-            groups=config.heads // config.kv_heads,
-            head_dim=config.head_dim,
-            interleaved=True,  # the rows of queries and keys are ordered so
-            normed=config.qk_norm == "l2_after_rope",
-            eps=config.norm_eps,
-            dtype=dtype,
-        )
         self.contractions, self.vectors = dict(contractions), vectors
         own = {n: p.detach().to(self.wide) for n, p in model.named_parameters()}
-        self.layers = [
-            {
-                group: layer_weights(
-                    model, own, index, group, vectors, self.contractions.get(f"layers.{index}.{group}"), dtype
-                )
-                for group in GROUPS
-            }
-            for index in range(config.layers)
-        ]
-        self.head = head_weights(model, own, vectors, self.contractions.get(HEAD), dtype)
-        self.embedding = own["embed_tokens.weight"]
+        self.walk = DecoderForward(model, own, dtype, vectors, self.contractions)
         self.embedded = self._stacked("embed_tokens.weight")
         self.chosen = self._stacked(model.output_weight_name)
 
@@ -151,7 +86,7 @@ class DecoderPass:
     @property
     def products(self) -> tuple[int, int]:
         """Multiplications of a token by the directions, and by the model's own matrices."""
-        weights = [w for layer in self.layers for w in layer.values()] + [self.head]
+        weights = [w for layer in self.walk.layers for w in layer.values()] + [self.walk.head]
         used = sum(w.contraction.products for w in weights if w.contraction is not None)
         return used, sum(w.matrix.numel() for w in weights)
 
@@ -164,22 +99,18 @@ class DecoderPass:
     @torch.no_grad()
     def rows(self, batch: RowBatch) -> Tensor:
         """Weighted derivatives of the pieces of `batch`, float64 [S, k]."""
-        rows, tokens = batch.input_ids.shape
-        if tokens > FUSED_TOKENS:
+        if batch.input_ids.shape[1] > FUSED_TOKENS:
             raise UnknownLayerError(f"rows of more than {FUSED_TOKENS} tokens")
-        if batch.segments is None and rows > 1 and rows * tokens > PASS_TOKENS:
-            step = max(PASS_TOKENS // tokens, 1)
-            parts = [self.rows(batch.part(at, at + step)) for at in range(0, rows, step)]
-            return torch.cat(parts)
+        rows, step = len(batch.input_ids), rows_at_a_time(batch, self.dtype)
+        if rows > step:
+            return torch.cat([self.rows(batch.part(at, at + step)) for at in range(0, rows, step)])
         ids = batch.input_ids.flatten()
         total = torch.zeros(len(ids), self.count, dtype=self.wide)
-        cos, sin = rotation(batch.positions, self.model.frequencies, self.wide)
-        mask = None if batch.segments is None else document_mask(batch.segments)
-        shared = shared_by_layers(cos, sin, mask, tokens, self.shape)
-        x = self.embedding[ids]
+        shared = self.walk.shared(batch)
+        x = self.walk.embedding[ids]
         kept = []
-        for weights in self.layers:
-            x, one = self._forward(x, weights, shared, batch)
+        for weights in self.walk.layers:
+            x, one = self.walk.layer(x, weights, shared, see=self.see is not None)
             kept.append(one)
         gradient = self._losses(x, batch, total)
         for index in reversed(range(len(kept))):
@@ -188,69 +119,6 @@ class DecoderPass:
             for k, vector in enumerate(self.embedded):
                 total[:, k] += (gradient * vector[ids]).sum(-1)
         return batch.by_document(total.view(*batch.input_ids.shape, self.count))
-
-    def _forward(
-        self, flat: Tensor, layer: Mapping[str, Weights], shared: tuple, batch: RowBatch
-    ) -> tuple[Tensor, Kept]:
-        turn, mask, shape = shared
-        rows, tokens = batch.input_ids.shape
-        inner: dict[str, Tensor] = {}
-
-        def times(group: str, x: Tensor) -> Tensor:
-            made, inner[group] = layer[group].forth(x)
-            return made
-
-        unit1, scale1 = self._unit(flat)
-        qkv = times("qkv", unit1).unflatten(0, (rows, tokens)).unflatten(-1, (-1, shape.head_dim))
-        qk, scale_qk = self._turned(qkv[:, :, : -shape.kv_heads], turn)
-        value = qkv[:, :, -shape.kv_heads :].transpose(1, 2).contiguous()
-        mixed, shares = attend_blocks(qk, value, mask, shape)
-        middle = flat + times("out", mixed)
-        unit2, scale2 = self._unit(middle)
-        gate, up = times("in", unit2).chunk(2, -1)
-        silu = F.silu(gate)
-        product = silu * up
-        out = middle + times("down", product)
-        kept = Kept(
-            unit1, scale1, qk, scale_qk, value, shares, mixed, unit2, scale2, gate, up, silu, product, inner
-        )
-        return out, kept
-
-    def _turned(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Queries and keys [B, T, heads, hd] rotated: [B, heads, T, hd], and the factors of their norms if any."""
-        if self.shape.normed:
-            return turned_pairs(x, turn, self.shape)
-        pairs = torch.view_as_complex(x.to(self.wide).unflatten(-1, (-1, 2)))
-        out = x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
-        onto = out.transpose(1, 2)
-        if self.dtype == self.wide:
-            torch.mul(pairs, turn, out=torch.view_as_complex(onto.unflatten(-1, (-1, 2))))
-        else:
-            onto.copy_(torch.view_as_real(pairs.mul_(turn)).flatten(-2))
-        return out, None
-
-    def _turned_backward(
-        self, g_qk: Tensor, g_value: Tensor, qk: Tensor, scale: Tensor | None, turn: Tensor
-    ) -> Tensor:
-        """Gradient [B T, (heads + 2 kv) hd] of the joint projection."""
-        if scale is not None:
-            return turned_backward(g_qk, g_value, qk, scale, turn, self.shape)
-        rows, heads, tokens, size = g_qk.shape
-        out = g_qk.new_empty(rows, tokens, heads + self.shape.kv_heads, size)
-        onto, back = out[:, :, :heads], turn.conj().resolve_conj()
-        pairs = torch.view_as_complex(g_qk.to(self.wide).unflatten(-1, (-1, 2))).transpose(1, 2)
-        if self.dtype == self.wide:
-            torch.mul(pairs, back, out=torch.view_as_complex(onto.unflatten(-1, (-1, 2))))
-        else:
-            onto.copy_(torch.view_as_real(pairs.mul_(back)).flatten(-2))
-        out[:, :, heads:] = g_value.transpose(1, 2)
-        return out.view(rows * tokens, -1)
-
-    def _unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x over its root mean square, and one over that, [N, 1]."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = (norm.square_() / x.shape[-1] + self.shape.eps).rsqrt_()
-        return (x * scale).to(self.dtype), scale
 
     def _unit_backward(
         self, grad: Tensor, unit: Tensor, scale: Tensor, weights: Weights, total: Tensor, onto: Tensor | None
@@ -263,13 +131,13 @@ class DecoderPass:
         wide = torch.addcmul(wide, unit, sums[:, -1:], value=-1.0)
         return wide.mul_(scale) if onto is None else torch.addcmul(onto, wide, scale)
 
-    def _backward(self, wide: Tensor, kept: Kept, index: int, shared: tuple, total: Tensor) -> Tensor:
-        turn, _, shape = shared
-        layer = self.layers[index]
+    def _backward(self, wide: Tensor, kept: Kept, index: int, shared: Rows, total: Tensor) -> Tensor:
+        layer = self.walk.layers[index]
 
-        def back(group: str, x: Tensor, gradient: Tensor) -> Tensor:
+        def back(group: str, gradient: Tensor) -> Tensor:
             weights = layer[group]
             if self.see is not None:
+                x = kept.inputs[group]
                 gain = None if group not in NORMS else self._gain(index, group)
                 name = f"layers.{index}.{group}"
                 self.see(name, x if gain is None else x * gain, weights.own_order(gradient))
@@ -280,17 +148,16 @@ class DecoderPass:
                 total.add_(F.linear(gradient, weights.slopes))
             return before
 
-        g_product = back("down", kept.product, wide.to(shape.dtype))
+        g_product = back("down", wide.to(self.dtype))
         g_in = torch.empty(kept.gate.shape[0], 2 * kept.gate.shape[1], dtype=kept.gate.dtype)
         g_gate, g_up = g_in.chunk(2, -1)
         torch.mul(g_product, kept.silu, out=g_up)
         torch.ops.aten.silu_backward.grad_input(g_product.mul_(kept.up), kept.gate, grad_input=g_gate)
-        g_unit = back("in", kept.unit2, g_in)
+        g_unit = back("in", g_in)
         wide = self._unit_backward(g_unit, kept.unit2, kept.scale2, layer["in"], total, wide)
-        g_mixed = back("out", kept.mixed, wide.to(shape.dtype))
-        g_qk, g_value = attend_blocks_backward(g_mixed.contiguous(), kept.qk, kept.value, kept.shares, shape)
-        g_qkv = self._turned_backward(g_qk, g_value, kept.qk, kept.scale_qk, turn)
-        g_unit = back("qkv", kept.unit1, g_qkv)
+        g_mixed = back("out", wide.to(self.dtype))
+        g_qkv = attend_backward(g_mixed, kept.attention, shared, self.walk.shape)
+        g_unit = back("qkv", g_qkv)
         return self._unit_backward(g_unit, kept.unit1, kept.scale1, layer["qkv"], total, wide)
 
     def _gain(self, index: int, group: str) -> Tensor:
@@ -304,24 +171,19 @@ class DecoderPass:
         the label's entry. That is how it is made, since the sum comes with the product; in bfloat16 it agrees with
         float32 as p - onehot(y) did, no better. The part of the label's own row is exact whatever the rank.
         """
-        labels = batch.labels.flatten()
-        where = (labels != IGNORED).nonzero()[:, 0]
-        unit, scale = self._unit(x)
-        gradient = torch.zeros_like(x)
-        weights = self.head
-        size = chunk_tokens(None, weights.matrix, self.dtype)
-        block = max(BLOCK_LOGITS_CPU // len(weights.matrix), 1)
-        buffer = torch.empty(min(size, len(where)), len(weights.matrix), dtype=self.dtype)
+        labels, weights = batch.labels.flatten(), self.walk.head
+        unit, scale = self.walk.unit(x)
+        gradient, buffer = torch.zeros_like(x), None
         gain = self.model.norm.weight.to(self.dtype)
-        for part in where.split(size):
+        for part in self.walk.chunks(labels):
             u, y = unit[part], labels[part]
-            chances = torch.mm(u, weights.matrix.T, out=buffer[: len(part)])
-            for at in range(0, len(part), block):
-                piece = chances[at : at + block]
-                torch.softmax(piece, -1, out=piece)  # float32 inside, whatever the precision
+            chances, blocks = self.walk.logits(u, buffer)
+            buffer = chances if buffer is None else buffer
+            for block in blocks:
+                torch.softmax(block, -1, out=block)  # float32 inside, whatever the precision
             if self.see is not None:
                 self.see(HEAD, u * gain, chances)
-            chances[torch.arange(len(part)), y] = 0.0
+            chances[torch.arange(len(y)), y] = 0.0
             before, outer, others = weights.back(chances)
             assert others is not None
             others = others.to(self.wide)
@@ -334,7 +196,7 @@ class DecoderPass:
         self, unit: Tensor, hidden: Tensor, labels: Tensor, outer: Tensor, others: Tensor
     ) -> Tensor:
         """<q - onehot(y) sum(q), V h> of each token, [n, k]."""
-        assert self.chosen is not None and self.head.contraction is not None
-        found = self.head.pair(self.head.contraction.inward(unit), outer)
+        assert self.chosen is not None and self.walk.head.contraction is not None
+        found = self.walk.head.pair(self.walk.head.contraction.inward(unit), outer)
         own = torch.stack([(vector[labels] * hidden).sum(-1) for vector in self.chosen], -1)
         return found.addcmul_(own, others, value=-1.0)

@@ -13,6 +13,7 @@ from curation.atomic import hash_file, hash_value, read_json
 from curation.errors import DataError, RecipeError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 TRAINER_STATE = "trainer_state.json"  # of transformers' Trainer
 
 
@@ -47,11 +48,12 @@ def load_reference(folder: Path | str, *, device: str = "cpu", dtype: str = "flo
         return load_checkpoint_model(local, averaged=False).to(device=place, dtype=DTYPES[dtype]).eval()
     from transformers import AutoModelForCausalLM
 
+    _check_is_there(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=DTYPES[dtype])
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"The model cannot be loaded: {_first_line(error)}",
+            f"The model cannot be loaded: {_reason(error, folder)}",
             where=str(folder),
             remedy="Give a Hugging Face folder with config.json, weights and a tokenizer",
         ) from error
@@ -68,11 +70,12 @@ def load_tokenizer_of(folder: Path | str, tokenizer: Path | str | None = None) -
         )
     from transformers import AutoTokenizer
 
+    _check_is_there(tokenizer or folder)
     try:
         return AutoTokenizer.from_pretrained(str(tokenizer or folder))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"The model cannot be loaded: its tokenizer: {_first_line(error)}",
+            f"The model cannot be loaded: its tokenizer: {_reason(error, tokenizer or folder)}",
             where=str(tokenizer or folder),
             remedy="Give a folder with tokenizer.json, by --tokenizer if it is not the model's",
         ) from error
@@ -143,5 +146,14 @@ def learning_rate_at(folder: Path | str) -> float | None:
     return float(max(rates, key=lambda row: row["step"])["learning_rate"]) if rates else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _check_is_there(folder: Path | str) -> None:
+    """DataError for a path that is no folder and that the hub could not have as a name either."""
+    if not Path(folder).is_dir() and not HUB_NAME.fullmatch(str(folder)):
+        raise DataError("There is no such folder", where=str(folder), remedy="Correct the path of the model")
+
+
+def _reason(error: Exception, folder: Path | str) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if Path(folder).is_dir():
+        return reason
+    return f"there is no folder of that name, and the hub does not give it: {reason}"

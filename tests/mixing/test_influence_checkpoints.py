@@ -263,6 +263,8 @@ def test_files_that_cannot_be_scored(huggingface: Path, trained: Trained, tmp_pa
         score_files(huggingface, tmp_path / "empty.jsonl", probe)
     with pytest.raises(DataError, match="cannot be loaded"):
         score_files(tmp_path, samples, probe)
+    with pytest.raises(DataError, match=r"no such folder.*nowhere/at/all"):
+        score_files(tmp_path / "nowhere/at/all", samples, probe)
     with pytest.raises(RecipeError, match="does not hold its tokenizer"):
         score_files(trained.folder / "run" / "checkpoints" / "step-12", samples, probe)
     broken = tmp_path / "broken.jsonl"

@@ -8,9 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixing.influence import SampleDocument, adapt, probe_directions, score
+from mixing.influence import (
+    SampleDocument,
+    adapt,
+    decoder_attention,
+    decoder_forward,
+    probe_directions,
+    score,
+)
 from mixing.influence import trial as trial_module
 from mixing.influence.contraction import Contraction
+from mixing.influence.decoder_forward import DecoderLosses
 from mixing.influence.decoder_pass import DecoderPass, fits
 from mixing.influence.decoder_twin import decoder_twin
 from mixing.influence.decoder_weights import group_directions
@@ -75,16 +83,23 @@ def learned():
 
 
 @pytest.mark.parametrize("name", ["tied", "untied with biases"])
-def test_the_hand_written_pass_equals_gradients_and_hooks(name: str) -> None:
+def test_the_hand_written_pass_equals_gradients_and_hooks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS[name]().double()
     docs, vectors = documents(7), [random_direction(model, 1), random_direction(model, 2)]
     del vectors[1]["norm.weight"], vectors[0]["layers.0.self_attn.q_proj.weight"]
     expected = oracle(model, docs, vectors)
-    for scorer in (DecoderPass(adapt(model), vectors, None, torch.float64), Ghost(adapt(model), vectors)):
-        model.requires_grad_(False)
+    model.requires_grad_(False)
+    hand_written = DecoderPass(adapt(model), vectors, None, torch.float64)
+    for scorer in (hand_written, Ghost(adapt(model), vectors)):
         found = score_plan(scorer, plan_of(docs), 2)
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
         assert scorer.forwards == pytest.approx(4.0, abs=0.05)
+    monkeypatch.setattr(
+        decoder_attention, "BLOCK", 8
+    )  # rows of several blocks of attention, the last one short
+    for pack in (False, True):
+        found = score_plan(hand_written, plan_of(docs, pack), 2)
+        assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", ["tied", "untied with biases"])
@@ -112,6 +127,36 @@ def test_bases_beside_the_matrices_and_what_the_pass_shows_are_in_the_models_own
     torch.testing.assert_close(gradients["layers.1.qkv"], own, rtol=1e-9, atol=1e-9)
     feed = model.layers[0].mlp
     torch.testing.assert_close(gradients["layers.0.down"], feed.down_proj.weight.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tied", "untied with biases"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_losses_of_the_forward_pass_equal_plain_cross_entropy(name: str, pack: bool, monkeypatch) -> None:
+    """Of rows longer than a block of attention, of padded and of packed ones, whole and a few rows at a time."""
+    model = MODELS[name]().double().requires_grad_(False)
+    docs = documents(9, seed=4, longest=80) + documents(1, seed=5, longest=4)
+    plan = BatchPlan(
+        docs,
+        context=200,
+        windows="first",
+        reduction="sum",
+        batch_tokens=1000,
+        device=torch.device("cpu"),
+        pack=pack,
+    )
+    monkeypatch.setattr(decoder_attention, "BLOCK", 32)
+    losses = DecoderLosses(model, dict(model.named_parameters()))
+    for at_a_time in (1, decoder_forward.PASS_BYTES):
+        monkeypatch.setattr(decoder_forward, "PASS_BYTES", at_a_time)
+        found = np.zeros(len(docs))
+        for batch in plan:
+            assert (batch.segments is not None) == pack
+            np.add.at(found, list(batch.documents), batch.by_document(losses(batch)).numpy())
+        for value, document in zip(found, docs, strict=True):
+            ids = torch.as_tensor(document.ids)[None]
+            logits = model.logits(model(ids[:, :-1]))[0]
+            expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+            assert value == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_what_the_hand_written_pass_cannot_do_goes_another_way() -> None:
