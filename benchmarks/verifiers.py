@@ -25,12 +25,17 @@ from typing import Any
 from benchmarks.measure import machine, publish, table
 from probes.task_record import Item, Task
 from probes.tasks import load_task, read_items
-from training.rewards import MathReward, MathVerify, Reward, exact_value, named_reward, score
+from training.rewards import MathReward, MathVerify, Reward, exact_value, score
+from training.rewards.code import CodeReward
 from training.rewards.rational import plain_expression
+from training.rewards.sandbox import Limits
 
 SOLUTION = {"gsm8k": "answer", "math": "solution", "math500": "solution", "humaneval": "canonical_solution",
             "mbpp": "code"}  # fmt: skip
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS, WAIT_SECONDS = (
+    10,
+    300.0,
+)  # of the processor, and by the clock: a crowded machine is no wrong answer
 REACHED = "the end of the tests"
 
 
@@ -178,11 +183,12 @@ def passes_plainly(program: str, item: Item) -> bool:
     tests = row.get("test") or "\n".join([row.get("test_setup_code") or "", *row["test_list"]])
     call = f"\ncheck({row['entry_point']})" if "entry_point" in row else ""
     # A program that leaves by exit() has not passed: the end of its tests must be reached.
-    source = f"{program}\n{tests}{call}\nimport sys\nsys.stderr.write({REACHED!r})\n"
+    limit = f"import resource\nresource.setrlimit(resource.RLIMIT_CPU, ({PLAIN_SECONDS}, {PLAIN_SECONDS}))\n"
+    source = f"{limit}{program}\n{tests}{call}\nimport sys\nsys.stderr.write({REACHED!r})\n"
     with tempfile.TemporaryDirectory() as folder:
         try:
             ended = subprocess.run(
-                [sys.executable, "-I", "-c", source], cwd=folder, timeout=PLAIN_SECONDS, check=False,
+                [sys.executable, "-I", "-c", source], cwd=folder, timeout=WAIT_SECONDS, check=False,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -201,9 +207,12 @@ def count_of(name: str, file: str) -> Count:
     task = task_for(name, file)
     items = read_items(task)
     if task.generation.reward == "code":
-        return programs(items, SOLUTION[name], named_reward("code"))
-    # More time than the reward's own two seconds: a crowded machine is no wrong answer.
-    opinion = MathVerify(seconds=20.0)
+        code = CodeReward(limits=Limits(seconds=WAIT_SECONDS))  # of the processor the reward's own five
+        try:
+            return programs(items, SOLUTION[name], code)
+        finally:
+            code.close()
+    opinion = MathVerify(seconds=60.0)
     try:
         return mathematics(items, SOLUTION[name], MathReward(second_opinion=opinion.equal))
     finally:

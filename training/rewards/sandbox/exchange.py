@@ -44,11 +44,11 @@ def encode(value: Any, keep: Callable[[Any], int] | None = None, depth: int = 0)
         raise Unsendable("the value is nested too deeply")
     if value is None or type(value) is bool:
         return value
-    if type(value) is type and _TYPES.get(value.__name__) is value:
+    if type(value) is type and value in _TYPES.values():
         return ["y", value.__name__]
-    kind = type(value)
+    kind: Any = type(value)
     if kind not in _KINDS:
-        kind = next((base for base in _KINDS if issubclass(kind, base)), None)
+        kind = next((base for base in _KINDS if issubclass(type(value), base)), None)
     if kind is None:
         if keep is None:
             raise Unsendable(

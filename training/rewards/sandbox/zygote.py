@@ -169,7 +169,11 @@ def _serve_calls(talk: _Talk) -> None:
     talk.say({"value": None})
     objects: list[Any] = []
     numbers: dict[int, int] = {}
-    operations = {".call": lambda function, *a, **k: function(*a, **k), ".get": getattr, ".set": setattr}
+    operations: dict[str, Any] = {
+        ".call": lambda function, *a, **k: function(*a, **k),
+        ".get": getattr,
+        ".set": setattr,
+    }
 
     def keep(value: Any) -> int:
         if id(value) not in numbers:
