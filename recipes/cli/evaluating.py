@@ -95,6 +95,10 @@ def eval_(
         out = Path("evaluation") / (
             first if len(found) > 1 else f"{first}-{hash_folder(found[0].folder)[:8]}"
         )
+    beside = {} if tokenizer else {model.name: tokenizer_beside(model) for model in found}
+    for folder in sorted({str(place) for place in beside.values() if place is not None}):
+        taken = ", ".join(name for name, place in beside.items() if str(place) == folder)
+        say(f"  No tokenizer in {taken}: that of {folder} is taken. --tokenizer names another.")
     places = {found[0].name: out} if len(found) == 1 else {model.name: out / model.name for model in found}
     every: dict[str, dict[str, TaskResult]] = {}
     if names and len(found) == 1:
@@ -155,8 +159,8 @@ def _show_scores(results: dict[str, TaskResult], name: str) -> None:
             if counts["items_with_dropped_context"]:
                 label = f"{task}, {form}" if form in ("cloze", "letters") else task
                 say(
-                    f"  {label}: {counts['items_with_dropped_context']} prompts were longer than the "
-                    "context and lost tokens on the left."
+                    f"  {label}: prompts longer than the context, which lost tokens on their left: "
+                    f"{counts['items_with_dropped_context']}."
                 )
             ties = max((int(m.get("ties", 0)) for m in result.metrics[form].values()), default=0)
             if ties:
