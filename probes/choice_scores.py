@@ -101,7 +101,11 @@ def summarize_choices(scores: Sequence[ChoiceScores]) -> dict[str, dict[str, flo
         ties = sum(s.tied[name] for s in scores)
         metrics[f"accuracy_{name}"] = mean_metric(right) | {"low": low, "high": high, "ties": ties}
     for name in ("correct_prob", "norm_correct_prob", "total_prob", "margin"):
-        metrics[name] = mean_metric(np.array([getattr(s, name) for s in scores]))
+        found = mean_metric(np.array([getattr(s, name) for s in scores]))
+        lowest = (
+            -1.0 if name == "margin" else 0.0
+        )  # a normal interval knows no bounds; probabilities have them
+        metrics[name] = found | {"low": max(found["low"], lowest), "high": min(found["high"], 1.0)}
     metrics["chance"] = {"value": float(np.mean([1 / s.choices for s in scores]))}
     return metrics
 

@@ -8,11 +8,13 @@ problems of the same kind), which is what decides on 30 problems.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
 
 from curation.errors import DataError, RecipeError
+from probes.choice_scores import wilson_interval
 from probes.intervals import LEVEL, RESAMPLES, Interval, percentile_interval, ratio_draws
 
 MOST_SAMPLES = 1000  # binomial coefficients of more do not fit float64
@@ -131,7 +133,9 @@ def mean_maj_at_k(
 def over_problems(
     values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> Estimate:
-    """The mean of a value of each problem, with the bootstrap over problems.
+    """The mean of a value of each problem, from 0 to 1, with the bootstrap over problems.
+
+    Where none is solved, or all are, resampling shows no spread; the interval is Wilson's then: 0 of 6 is no proof.
 
     >>> over_problems(np.array([0.0, 1.0, 1.0, 1.0])).value
     0.75
@@ -142,6 +146,9 @@ def over_problems(
     draws = ratio_draws(values[None], np.ones(len(values)), seed=seed, resamples=resamples)[:, 0]
     low, high = percentile_interval(draws, level)
     value = float(values.mean())
+    if (values == value).all() and value in (0.0, 1.0):
+        z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
+        low, high = wilson_interval(round(value * len(values)), len(values), z)
     return Estimate(value, float(draws.std()), Interval(value, low, high, level, len(values)))
 
 

@@ -75,8 +75,10 @@ def compare_many(
     """Read evaluations and compare each with the baseline (a folder or its name; the first by default).
 
     Intervals of 95 % resample the questions that both have answered. With many metrics, one in twenty that truly are
-    equal leaves zero out. Raises DataError when folders have no task in common or were asked different things.
+    equal leaves zero out. The folder of several models, which are no checkpoints of one training, stands for each of
+    theirs. Raises DataError when folders have no task in common or were asked different things.
     """
+    folders = [each for folder in folders for each in _models_of(Path(folder))]
     names = _names(folders)
     contenders = tuple(_contender(name, Path(folder)) for name, folder in zip(names, folders, strict=True))
     base = contenders[_place(folders, names, baseline)]
@@ -95,6 +97,12 @@ def compare_many(
                 for found in compare_tasks(contender.results[task], base.results[task], seed, resamples)
             )
     return SideBySide(contenders, base.name, differences)
+
+
+def _models_of(folder: Path) -> list[Path]:
+    """The folder itself, or those of its models where they are not steps of one training."""
+    series, points = read_points(folder)
+    return [folder / name for name in series] if any(point.step is None for point in points) else [folder]
 
 
 def _contender(name: str, folder: Path) -> Contender:

@@ -15,6 +15,7 @@ from training.model import Decoder
 from training.rollout import RolloutSettings
 
 Precision = Literal["float32", "bfloat16"]
+LEVEL = 0.95  # of the intervals, as of every other metric of a task
 SAMPLE_COLUMNS = ("replica", "text", "tokens", "correct", "truncated", "finish_reason", "answer")
 
 
@@ -69,7 +70,7 @@ def score_generation(
     metrics = _metrics(result)
     for budget in task.generation.budgets:
         cut = at_budget(result, tokenizer, answers, budget)
-        metrics[f"accuracy@{budget}"] = _estimate(cut.avg_at_n())
+        metrics[f"accuracy@{budget}"] = _estimate(cut.avg_at_n(level=LEVEL))
     samples = result.samples
     columns = {"id": samples["prompt"], "form": pa.array(["generation"] * len(samples))}
     columns |= {name: samples[name] for name in SAMPLE_COLUMNS} | {"dropped": samples["prompt_cut"]}
@@ -79,11 +80,11 @@ def score_generation(
 
 def _metrics(result: GenerationResult) -> dict[str, dict[str, float]]:
     samples = result.correct.shape[1]
-    metrics = {"accuracy": _estimate(result.avg_at_n())}
+    metrics = {"accuracy": _estimate(result.avg_at_n(level=LEVEL))}
     if samples > 1:
-        metrics[f"pass@{samples}"] = _estimate(result.pass_at_k(samples))
+        metrics[f"pass@{samples}"] = _estimate(result.pass_at_k(samples, level=LEVEL))
         if result.settings["reward"] != "code":
-            metrics[f"maj@{samples}"] = _estimate(result.maj_at_k(samples))
+            metrics[f"maj@{samples}"] = _estimate(result.maj_at_k(samples, level=LEVEL))
     summary = result.summary()
     return metrics | {
         name: {"value": float(summary[name])} for name in ("truncated", "no_answer", "mean_tokens")

@@ -44,7 +44,7 @@ def _series(found: SideBySide) -> Section:
         lines, told = [], []
         for at, contender in enumerate(with_points):
             chosen = [p for p in contender.points if (p.task, p.form, p.metric) == (task, form, metric)]
-            x = [p.step if p.step is not None else place for place, p in enumerate(chosen)]
+            x = [float(p.step or 0) for p in chosen]
             lines.append(charts.Line(x, [p.value for p in chosen], at))
             if len(with_points) == 1 and all(p.low is not None for p in chosen):
                 lines.append(charts.Line(x, [float(p.low or 0) for p in chosen], at, faint=True))
@@ -53,10 +53,9 @@ def _series(found: SideBySide) -> Section:
                 told.append(
                     f"{contender.name} from {plain(chosen[0].value, 3)} to {plain(chosen[-1].value, 3)}"
                 )
-        steps = all(p.step is not None for c in with_points for p in c.points)
         label = metric_words(metric)
         short = label.split(" of the ")[0]  # the axis is no longer than that
-        svg = charts.lines(lines, f"series-{number}", x_label="step" if steps else "model", y_label=short)
+        svg = charts.lines(lines, f"series-{number}", x_label="step", y_label=short)
         title = task if form in ("gold_bpb", "likelihood", "generation") else f"{task}, {form}"
         detail = told[0].removeprefix(f"{with_points[0].name} ") if len(told) == 1 else ""
         panels.append(Chart(title, svg, f"{title}, {label}: " + "; ".join(told), detail=detail))

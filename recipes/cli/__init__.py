@@ -47,6 +47,9 @@ def main() -> None:
     """Entry point: errors for the user are one sentence and an exit code, never a traceback."""
     try:
         _run()
+    except KeyboardInterrupt:  # before a command began: while libraries were being imported
+        sys.stderr.write("Interrupted. Nothing was begun.\n")
+        sys.exit(130)
     except SystemExit as end:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             raise

@@ -95,6 +95,10 @@ def eval_(
         out = Path("evaluation") / (
             first if len(found) > 1 else f"{first}-{hash_folder(found[0].folder)[:8]}"
         )
+    beside = {} if tokenizer else {model.name: tokenizer_beside(model) for model in found}
+    for folder in sorted({str(place) for place in beside.values() if place is not None}):
+        taken = ", ".join(name for name, place in beside.items() if str(place) == folder)
+        say(f"  No tokenizer in {taken}: that of {folder} is taken. --tokenizer names another.")
     places = {found[0].name: out} if len(found) == 1 else {model.name: out / model.name for model in found}
     every: dict[str, dict[str, TaskResult]] = {}
     if names and len(found) == 1:
@@ -128,38 +132,35 @@ def eval_(
         _show_diagnostics(described, name if len(inside) > 1 else "")
     say(f"  Every question, and all metrics: {out}")
     if len(every) > 1:
-        series = any(model.step is not None for model in found)
-        compared = str(out) if series else " ".join(str(place) for place in places.values())
         say(
             f"  The table of all models: {out / 'trajectory.csv'}; "
-            f"a page: mixwright eval-compare {compared} --html FILE"
+            f"a page: mixwright eval-compare {out} --html FILE"
         )
 
 
 def _show_scores(results: dict[str, TaskResult], name: str) -> None:
     rows = [
         {
-            "task": task,
-            "form": form,
+            # One column for both, so that the intervals keep to one line of 80 characters.
+            "task": f"{task}, {form}" if form in ("cloze", "letters") else task,
             "metric": _words(metric),
             "value": _interval(metrics[metric]),
-            "chance": metrics["chance"]["value"] if "chance" in metrics else None,
+            "chance": round(metrics["chance"]["value"], 3) if "chance" in metrics else None,
             "items": result.described["counts"][form]["items"],
         }
         for task, result in results.items()
         for form, metrics in result.metrics.items()
         for metric in result.headlines(form)
     ]
-    columns = {"task": "Task", "form": "Form", "metric": "Metric", "value": "Value [95 %]"}
-    print_table(
-        f"Evaluation{': ' if name else ''}{name}", rows, columns | {"chance": "Chance", "items": "Items"}
-    )
+    columns = {"task": "Task", "metric": "Metric", "value": "Value [95 %]", "chance": "Chance"}
+    print_table(f"Evaluation{': ' if name else ''}{name}", rows, columns | {"items": "Items"})
     for task, result in results.items():
         for form, counts in result.described["counts"].items():
             if counts["items_with_dropped_context"]:
+                label = f"{task}, {form}" if form in ("cloze", "letters") else task
                 say(
-                    f"  {task}, {form}: {counts['items_with_dropped_context']} prompts were longer than the "
-                    "context and lost tokens on the left."
+                    f"  {label}: prompts longer than the context, which lost tokens on their left: "
+                    f"{counts['items_with_dropped_context']}."
                 )
             ties = max((int(m.get("ties", 0)) for m in result.metrics[form].values()), default=0)
             if ties:
@@ -253,7 +254,7 @@ def eval_compare(
 
         write_comparison(found, html)
         say(f"  Written: {html}")
-    elif len(folders) < 2:
+    elif len(found.contenders) < 2:
         raise RecipeError(
             "One evaluation has nothing to be compared with", remedy="Name another, or give --html"
         )

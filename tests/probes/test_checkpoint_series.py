@@ -13,6 +13,7 @@ import torch
 
 import probes.checkpoint_series
 from curation.errors import DataError, MixwrightError, RecipeError
+from mixing.report.comparison import write_comparison
 from probes.checkpoint_series import evaluate_series, models_in, read_points, tokenizer_beside
 from probes.evaluate import evaluate
 from probes.side_by_side import compare_many, outcome
@@ -99,6 +100,19 @@ def test_several_models_and_what_is_no_model(run: Path, tmp_path: Path) -> None:
     assert [m.name for m in two] == ["one-model", "two-model"]
     with pytest.raises(DataError, match="called one-model"):
         models_in([one, one])
+
+
+def test_a_folder_of_models_that_are_no_steps_of_one_training_stands_for_each(
+    task: Path, tmp_path: Path
+) -> None:
+    two = models_in([model_folder(tmp_path / "one"), model_folder(tmp_path / "two", seed=2)])
+    evaluate_series(two, [task], tmp_path / "out")
+    found = compare_many([tmp_path / "out"])
+    assert [c.name for c in found.contenders] == ["one-model", "two-model"]
+    assert list(found.differences) == ["two-model"] and not any(c.points for c in found.contenders)
+    write_comparison(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "two-model" in page and "Over training" not in page
 
 
 def test_a_checkpoint_without_tokenizer_and_an_unknown_device(run: Path, task: Path, tmp_path: Path) -> None:

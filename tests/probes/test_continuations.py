@@ -183,6 +183,7 @@ def test_choice_scores_by_hand() -> None:
     assert metrics["accuracy_none"]["value"] == 0.5 and metrics["accuracy_none"]["ties"] == 1
     assert metrics["accuracy_none"]["stderr"] == pytest.approx(0.5)  # sqrt(0.5) / sqrt(2)
     assert metrics["chance"]["value"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert (metrics["norm_correct_prob"]["low"], metrics["norm_correct_prob"]["high"]) == (0.0, 1.0)  # of two
     with pytest.raises(DataError, match="not a finite"):
         score_choice([float("nan"), 1.0], [1, 1], ["a", "b"], [1.0, 1.0], gold=0)
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import probes.evaluate
 from curation.errors import DataError, RecipeError
-from probes.choice_scores import NORMALIZATIONS
+from probes.choice_scores import NORMALIZATIONS, wilson_interval
 from probes.evaluate import evaluate, load_results
 from probes.result_comparison import compare_results
 from probes.tasks import FewShot, load_task
@@ -221,6 +221,9 @@ def test_a_generation_task_is_sampled_judged_and_compared(folder: Path, tmp_path
     metrics = result.metrics["generation"]
     assert len(result.records) == 18 and result.described["counts"]["generation"]["items"] == 6
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    # None of six is right, and the interval is one of 95 % all the same.
+    assert metrics["accuracy"]["value"] == 0.0
+    assert metrics["accuracy"]["high"] == pytest.approx(wilson_interval(0, 6)[1], abs=1e-4)
     assert {"pass@3", "maj@3", "accuracy@2", "truncated", "no_answer", "mean_tokens"} <= set(metrics)
     assert evaluate(folder, [task], out=tmp_path / "a", seed=1)["sums"].reused
     again = evaluate(folder, [task], out=tmp_path / "b", seed=1)["sums"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -68,3 +69,12 @@ def test_bad_input() -> None:
         maj_at_k(np.array([0, 0]), np.array([1, 0]), 1)
     with pytest.raises(DataError, match="problems by samples"):
         avg_at_n(np.zeros((0, 3)))
+
+
+def test_none_of_a_few_solved_is_no_proof() -> None:
+    for verdict in (0, 1):
+        found = avg_at_n(np.full((6, 4), verdict))
+        assert found.value == verdict and found.standard_error == 0.0
+        z = statistics.NormalDist().inv_cdf(0.5 + found.interval.level / 2)
+        assert found.interval.high - found.interval.low == pytest.approx(z**2 / (6 + z**2))
+    assert avg_at_n(np.array([[0, 1]] * 6)).interval.low == 0.5  # resampling is all there is for a share

@@ -56,6 +56,17 @@ MATH = [
         r"\begin{pmatrix}1\\2\end{pmatrix}",
     ),
     (r"2^{10}", "1024", "1023"),
+    (r"\text{Evelyn}", "evelyn", r"\text{Eve}"),  # words, labels, times
+    (r"\text{(C)}", "C", r"\text{(B)}"),
+    (r"\mbox{June 20}", r"\text{June 20}.", "20"),
+    (r"\text{A,D}", "A, D", "A"),
+    (r"\text{1:03 PM}", r"1:03\text{ p.m.}", "1:03"),
+    (r"\text{VW}", "VW", "vw"),
+    ("2112_6", "2112_{6}", "2112_7"),  # the second opinion does not see bases
+    ("11010_{2}", "011010_2", "26"),
+    ("40_9", "40", "41"),
+    (r"\frac \pi4 + 2 - \sqrt2", r"2 - \sqrt{2} + \frac{\pi}{4}", r"\frac \pi5 + 2 - \sqrt2"),
+    (r"\frac{\sqrt{2}}3", r"\frac{1}{3}\sqrt2", r"\frac{\sqrt{2}}4"),
 ]
 HOSTILE = [
     "\\boxed{" * 3000, "{" * 5000, "\\frac{1}{" * 800 + "2" + "}" * 800, "9" * 20000, "2^{9^{9^{9^{9}}}}",

@@ -1,6 +1,8 @@
 """Answer checking: exact, bounded in time, and proof against the answers that a policy learns to write."""
 
 import doctest
+import subprocess
+import sys
 import time
 
 import pytest
@@ -138,3 +140,15 @@ def test_second_opinion_is_killable_and_its_known_mistakes_are_rejected():
         )  # a fresh worker, if the last was killed
     finally:
         verify.close()
+
+
+@pytest.mark.skipif(not available(), reason="math-verify is not installed")
+def test_a_script_without_a_main_guard_can_ask_for_the_second_opinion(tmp_path):
+    script = tmp_path / "three_lines.py"
+    script.write_text(
+        "from training.rewards import named_reward\n"
+        "reward = named_reward('math-verify')\n"
+        "print(reward('\\\\boxed{\\\\sqrt{8}}', '2\\\\sqrt{2}').correct)\n"
+    )
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"

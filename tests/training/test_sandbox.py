@@ -85,6 +85,58 @@ def test_test_code_sees_values_only(sandbox, judge):
     assert check_tests(sandbox, judge, source, "unknown()", ["add"]).outcome == "error"
 
 
+TREE = """
+import collections
+class Node:
+    def __init__(self, value):
+        self.value, self.left = value, None
+    def depth(self):
+        return 1 + (self.left.depth() if self.left else 0)
+    def __eq__(self, other):
+        return True
+    def __lt__(self, other):
+        return True
+Pair = collections.namedtuple("Pair", "a b")
+def depth(node): return node.depth()
+def same(node): return node
+def count(text): return collections.Counter(text)
+def pair(): return Pair(1, [2])
+def without(values, kind): return [v for v in values if type(v) is not kind]
+"""
+
+
+def test_tests_can_build_objects_of_the_candidate_and_get_builtin_values_of_derived_ones(sandbox, judge):
+    names = ["Node", "depth", "same", "count", "pair", "without"]
+
+    def outcome(tests, source=TREE):
+        return check_tests(sandbox, judge, source, tests, names).outcome
+
+    assert outcome("root = Node(1)\nroot.left = Node(2)\nassert depth(root) == root.depth() == 2") == "passed"
+    assert outcome("a = Node(3)\nassert same(a) is a and a.left is None and [same(a)] == [a]") == "passed"
+    assert outcome("assert count('aab') == {'a': 2, 'b': 1} and pair() == (1, [2])") == "passed"
+    assert outcome("assert without([1, 2.5, 'a'], int) == [2.5, 'a'] and math.pi > 3") == "passed"
+    # Whatever the class says, its objects are equal to nothing that the tests expect.
+    assert outcome("assert same(Node(1)) == 1") == "wrong"
+    assert outcome("assert Node(1) == Node(1)") == "wrong"
+    assert outcome("assert Node(1) < 1") == outcome("assert len(Node(1)) == 1") == "error"
+    assert outcome("Node(1).depths()") == outcome("depth(object())") == "error"
+    assert (
+        check_calls(sandbox, TREE, "Node", [((1,), 1)]).outcome == "error"
+    )  # values alone are compared here
+
+
+def test_tests_may_call_helpers_of_the_prompt_and_functions_named_as_python_s_own(sandbox, judge):
+    source = "def twice(n):\n    return 2 * n\ndef half(n):\n    return n / 2\n"
+    tests = "def check(candidate):\n    n = 3\n    assert abs(candidate(twice(n))) == n"
+    assert functions_called(tests) == ["twice"]
+    assert check_tests(sandbox, judge, source, tests, functions_called(tests), "half").correct
+    tests = "assert sum(10, 15) == 6\nassert sum(4, 6) == max(3, 1)"
+    assert functions_called(tests) == ["sum"]
+    program = "def sum(a, b):\n    return 6 if a == 10 else 3\n"
+    assert check_tests(sandbox, judge, program, tests, functions_called(tests)).correct
+    assert check_tests(sandbox, judge, "x = 1", tests, functions_called(tests)).outcome == "error"
+
+
 SECRET = "expected-4711"
 ALWAYS_EQUAL = """
 class Same:

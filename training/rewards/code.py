@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,8 @@ def run_tests(sandbox: Callable[[int], Sandbox], program: str, answer: str) -> V
     {"function": "f", "calls": [[[1, 2], 3], ...], "tolerance"?: 1e-6}   values of f for arguments
     {"io": [["4\\n", "8\\n"], ...]}                                      output for input, one run each
     {"tests": "assert f(1) == 2", "functions": ["f"]}                    asserts (MBPP)
-    {"tests": "def check(candidate): ...", "check": "f"}                 a function of the tests (HumanEval)
+    {"tests": "def check(candidate): ...", "check": "f"}                 a function of the tests (HumanEval), which
+                                                                         may need other "functions" of the program
 
     sandbox : sandbox(0) for the program, sandbox(1) for test code. Tuples in calls are written as JSON lists and
     compare equal to tuples that the program returns. Raises DataError for an answer of no such form.
@@ -99,19 +101,28 @@ def run_tests(sandbox: Callable[[int], Sandbox], program: str, answer: str) -> V
 def functions_called(tests: str) -> list[str]:
     """Names that test code calls without defining them: those that the candidate must bring.
 
-    >>> functions_called("assert add(1, len([2])) == 3")
-    ['add']
+    Names of Python's own functions count only where the tests call nothing else: then the candidate's function
+    has such a name (MBPP's task 126 asks for a `sum`), and it is the outermost call of an assertion.
+
+    >>> functions_called("assert add(1, len([2])) == 3"), functions_called("assert sum(4, 6) == 3")
+    (['add'], ['sum'])
     """
     tree = ast.parse(tests)
-    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            defined.add(node.id)
+    nodes = list(ast.walk(tree))
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    defined |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    defined |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    called = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    builtin = vars(__import__("builtins"))
-    return sorted({name for name in called if name not in defined and name not in builtin})
+    called = set(_calls(nodes)) - defined
+    own = called - vars(builtins).keys()
+    outermost = {name for n in tree.body if isinstance(n, ast.Assert) for name in _calls(ast.walk(n))[:1]}
+    return sorted(own or called & outermost)
+
+
+def _calls(nodes: Iterable[ast.AST]) -> list[str]:
+    return [n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
 
 
 def _with_lists(program: str, function: str) -> str:

@@ -245,10 +245,21 @@ class Conversation:
 
     def call(self, function: str, *arguments: Any, **named: Any) -> Any:
         """The value of `function(*arguments, **named)` in the candidate's process."""
-        message = {"arguments": exchange.encode(arguments), "named": exchange.encode(named)}
-        answer = self.ask({"call": function} | message)
+        return self._value({"call": function}, arguments, named)
+
+    def call_with_objects(self, function: str, arguments: Any, named: Any) -> Any:
+        """`call`, but objects of the candidate's own classes are `Held`; `function` may be one of OPERATIONS."""
+        return self._value(
+            {"call": function, "objects": True}, arguments, named, exchange.number_of, exchange.Held
+        )
+
+    def _value(
+        self, message: dict[str, Any], arguments: Any, named: Any, keep: Any = None, held: Any = None
+    ) -> Any:
+        sent = {"arguments": exchange.encode(arguments, keep), "named": exchange.encode(named, keep)}
+        answer = self.ask(message | sent)
         try:
-            return exchange.decode(answer["value"])
+            return exchange.decode(answer["value"], held)
         except exchange.Unsendable as error:
             raise Ended("malformed", str(error)) from error
 

@@ -82,7 +82,9 @@ def check_tests(
     """Run test code, such as asserts, in a process of its own (`judge`), with the candidate's in another.
 
     functions : the candidate's functions that the tests may call; calls cross as exact built-in values, so
-                that a test sees no change that a function makes to its arguments
+                that a test sees no change that a function makes to its arguments. An object of a class of the
+                candidate's stays there: a test can hand it back, call it and see to its attributes, and it is
+                equal to nothing but itself
     check     : HumanEval's form: the tests define `check(candidate)`, which is called with this function
 
     Counts as one case. Raises ValueError when the tests themselves are broken (not an assertion that failed).
@@ -96,7 +98,8 @@ def check_tests(
             program.answered()
             while "ask" in (message := questions.hear()):
                 try:
-                    answer = _relay(program, message, [*functions, *([check] if check else [])])
+                    allowed = [*functions, *([check] if check else []), *exchange.OPERATIONS]
+                    answer = _relay(program, message, allowed)
                 except Ended as ended:
                     if ended.reason != "error":
                         raise
@@ -147,10 +150,11 @@ def _relay(program: Any, message: dict[str, Any], allowed: Sequence[str]) -> dic
     if name not in allowed:
         raise Ended("malformed", f"the tests asked for {name!r}")
     try:
-        arguments, named = exchange.decode(message["arguments"]), exchange.decode(message["named"])
+        arguments, named = (exchange.decode(message[part], exchange.Held) for part in ("arguments", "named"))
     except (exchange.Unsendable, KeyError) as error:
         raise Ended("malformed", "the tests sent what cannot cross") from error
-    return {"value": exchange.encode(program.call(name, *arguments, **named))}
+    value = program.call_with_objects(name, arguments, named)
+    return {"value": exchange.encode(value, exchange.number_of)}
 
 
 def _lines(text: str) -> list[str]:

@@ -167,11 +167,30 @@ def _serve_calls(talk: _Talk) -> None:
         talk.say({"error": _told(error)})
         return
     talk.say({"value": None})
+    objects: list[Any] = []
+    numbers: dict[int, int] = {}
+    operations: dict[str, Any] = {
+        ".call": lambda function, *a, **k: function(*a, **k),
+        ".get": getattr,
+        ".set": setattr,
+    }
+
+    def keep(value: Any) -> int:
+        if id(value) not in numbers:
+            numbers[id(value)] = len(objects)
+            objects.append(value)
+        return numbers[id(value)]
+
     while (message := talk.hear()) is not None:
         try:
-            function = names[message["call"]]
-            arguments, named = exchange.decode(message["arguments"]), exchange.decode(message["named"])
-            answer = {"value": exchange.encode(function(*arguments, **named))}
+            function = operations.get(message["call"]) or names[message["call"]]
+            held = objects.__getitem__
+            arguments, named = (
+                exchange.decode(message["arguments"], held),
+                exchange.decode(message["named"], held),
+            )
+            kept = keep if message.get("objects") else None
+            answer = {"value": exchange.encode(function(*arguments, **named), kept)}
         except MemoryError:
             os._exit(7)
         except BaseException as error:
@@ -207,17 +226,28 @@ def _run_tests(talk: _Talk) -> None:
 
     def stand_in(name: str) -> Any:
         def ask(*arguments: Any, **named: Any) -> Any:
-            asked = {"ask": name, "arguments": exchange.encode(arguments), "named": exchange.encode(named)}
-            talk.say(asked)
+            asked = {
+                "arguments": exchange.encode(arguments, _number),
+                "named": exchange.encode(named, _number),
+            }
+            talk.say({"ask": name} | asked)
             answer = talk.hear()
             if "error" in answer:
                 raise RuntimeError(answer["error"])
-            return exchange.decode(answer["value"])
+            return exchange.decode(answer["value"], held)
 
         ask.__name__ = name
         return ask
 
-    names: dict[str, Any] = {name: stand_in(name) for name in message["functions"]}
+    operations = {name: stand_in(name) for name in exchange.OPERATIONS}
+    known: dict[int, _Theirs] = {}
+
+    def held(number: int) -> _Theirs:
+        return known.setdefault(number, _Theirs(number, operations))
+
+    # Some tests use modules that only the program imports (MBPP's task 596).
+    names: dict[str, Any] = {name: sys.modules[name] for name in ("collections", "math", "re", "sys")}
+    names |= {name: stand_in(name) for name in message["functions"]}
     try:
         names = _execute(message["source"], "__main__", names)
         if "check" in message:  # HumanEval's form: a function `check` that is handed the candidate
@@ -228,6 +258,30 @@ def _run_tests(talk: _Talk) -> None:
     except BaseException as error:
         answer = {"error": _told(error)}
     talk.say(answer)
+
+
+class _Theirs:
+    """An object of the candidate's in the tests' process. What Python itself asks of it ("__") is answered here."""
+
+    def __init__(self, number: int, operations: dict[str, Any]) -> None:
+        self.__dict__.update(_number=number, _operations=operations)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._operations[".get"](self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._operations[".set"](self, name, value)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._operations[".call"](self, *arguments, **named)
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, _Theirs):
+        raise exchange.Unsendable(f"a value of type {type(value).__name__} cannot be given to the program")
+    return int(value._number)
 
 
 def _told(error: BaseException) -> str:
