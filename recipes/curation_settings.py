@@ -213,12 +213,12 @@ class NearDuplicatesSettings(Settings):
     """Whether equal texts may differ in case."""
     minhash: bool = True
     """Nearly equal texts: runs of words in common, found by datatrove's MinHash and then compared exactly."""
-    similarity: float = Field(default=0.7, gt=0.0, le=1.0)
+    similarity: float = Field(default=0.55, gt=0.0, le=1.0)
     """Jaccard similarity of the runs of words from which on the later document is dropped."""
     words: Count = 5
     """Words of a run; shorter documents are only compared as wholes."""
-    buckets: Count = 20
-    hashes: Count = 6
+    buckets: Count = 40
+    hashes: Count = 4
     """Hashes of each bucket: a pair of similarity s is compared with the chance 1 - (1 - s^hashes)^buckets."""
 
 
