@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.curation_models import real_texts, timed
+from benchmarks.curation_models import real_texts
 from benchmarks.measure import machine, publish, table
 from curation.documents import Document, document_id, write_documents
 from curation.embedding import embed, train_lsa_embedder
@@ -36,11 +36,10 @@ COSINES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 @dataclass(frozen=True)
 class Step:
-    """One step at one threshold: `dropped` as (dropped, kept instead) by row, and its CPU seconds."""
+    """One step at one threshold; `dropped` are pairs of rows (dropped, kept instead)."""
 
     name: str
     dropped: Sequence[tuple[int, int]]
-    seconds: float
 
 
 def template_shares(texts: Sequence[str], often: int = OFTEN) -> np.ndarray:
@@ -81,17 +80,14 @@ def word_steps(texts: Sequence[str]) -> Iterator[Step]:
         (f"MinHash, Jaccard {default.similarity} (default)", default),
         ("MinHash, Jaccard 0.5", MinhashSettings(0.5)),
     ):
-        seconds, dropped = timed(lambda settings=settings: minhash(texts, settings))
-        yield Step(name, dropped, seconds)
+        yield Step(name, minhash(texts, settings))
 
 
-def meaning_steps(
-    name: str, vectors: np.ndarray, seconds: float, thresholds: Sequence[float]
-) -> Iterator[Step]:
-    """Semantic deduplication, greedy, at each threshold; `seconds` were spent on the vectors."""
+def meaning_steps(name: str, vectors: np.ndarray, thresholds: Sequence[float]) -> Iterator[Step]:
+    """Semantic deduplication, greedy, at each threshold."""
     for threshold in thresholds:
-        more, found = timed(lambda threshold=threshold: find_duplicates(vectors, threshold))
-        yield Step(f"{name}, cosine {threshold}", [(row, kept) for row, kept, _ in found], seconds + more)
+        found = find_duplicates(vectors, threshold)
+        yield Step(f"{name}, cosine {threshold}", [(row, kept) for row, kept, _ in found])
 
 
 def together(texts: Sequence[str], name: str, vectors: np.ndarray) -> Step:
@@ -100,7 +96,7 @@ def together(texts: Sequence[str], name: str, vectors: np.ndarray) -> Step:
     gone = {row for row, _ in dropped}
     left = np.array([row for row in range(len(texts)) if row not in gone])
     later = [(int(left[row]), int(left[kept])) for row, kept, _ in find_duplicates(vectors[left], 0.9)]
-    return Step(f"both defaults: MinHash, then {name} at 0.9", [*dropped, *later], float("nan"))
+    return Step(f"both defaults: MinHash, then {name} at 0.9", [*dropped, *later])
 
 
 def line(step: Step, texts: Sequence[str], shares: np.ndarray) -> list[object]:
@@ -117,7 +113,6 @@ def line(step: Step, texts: Sequence[str], shares: np.ndarray) -> list[object]:
         int((overlap >= 0.5).sum()),
         int((overlap < 0.2).sum()),
         "–" if not len(rows) else f"{np.median(overlap):.2f}",
-        "–" if np.isnan(step.seconds) else f"{step.seconds:.1f}",
     ]
 
 
@@ -154,12 +149,12 @@ def templated(*, write: bool, embedder: str | None = None, embedder_name: str | 
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_rater_tokenizer(texts[::3], Path(scratch) / "tokenizer", vocabulary=8000)
         own = str(train_lsa_embedder(texts, tokenizer, Path(scratch) / "lsa", dim=256))
-        seconds, vectors = timed(lambda: embed(texts, own))
-    steps += meaning_steps("latent semantic analysis", vectors, seconds, COSINES[:4])
+        vectors = embed(texts, own)
+    steps += meaning_steps("latent semantic analysis", vectors, COSINES[:4])
     if embedder is not None:
         name = embedder_name or "trained embedder"
-        seconds, vectors = timed(lambda: embed(texts, embedder, precision="bfloat16"))
-        steps += meaning_steps(name, vectors, seconds, COSINES)
+        vectors = embed(texts, embedder, precision="bfloat16")
+        steps += meaning_steps(name, vectors, COSINES)
         steps.append(together(texts, name, vectors))
     header = [
         "step, over the whole source",
@@ -169,7 +164,6 @@ def templated(*, write: bool, embedder: str | None = None, embedder_name: str | 
         "overlap of half or more",
         "overlap below .2",
         "median overlap",
-        "CPU s",
     ]
     text = (
         f"## Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"

@@ -136,11 +136,8 @@ def _choose(
     count = max(1, math.floor(share * len(unique) + 0.5))
     if len(unique) < 2 or not free:
         raise DataError(
-            f"Source {source!r} has {len(unique)} representative documents, {len(free)} of them "
-            "free: too few to hold "
-            "some out",
-            where=source,
-            remedy="Give it more text, loosen the filters, or remove its capabilities",
+            f"Of the {len(unique)} representative documents of {source} {len(free)} can be held out, which is too few",
+            remedy=f"Give {source} more text, loosen the cuts of the funnel, or remove its capabilities",
         )
     chosen: list[Document] = []
     size = 0

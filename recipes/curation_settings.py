@@ -111,6 +111,9 @@ class EducationalSettings(Settings):
     """`raw > 4` (the paper's words), `int_score >= 4` (the rounded score), `top 0.1` (of each source) or `all`."""
     per_source: dict[str, str] = Field(default_factory=dict)
     """Other rules for single sources: an English rubric rarely passes code and proofs."""
+    carried_score: str | None = None
+    """Field of the corpora that already holds the model's raw score, such as FineWeb-Edu's `score`: what carries one
+    is not scored again. Pieces of a long document have the score of the whole."""
     precision: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
     """`bfloat16` scores in half the time or less, and again in float32 whatever lies near the cut, so that verdicts
     are float32's; `auto` does so where the processor multiplies bfloat16 itself. `int8` is faster again for models of
