@@ -39,9 +39,9 @@ _SIGMAS = (-100.0, -10.0, -3.0, -1.5, -0.8, -0.4, -0.2, -0.1, *np.linspace(0.02,
 _THETAS = np.logspace(-1, 9, 241)
 _UNSEEN = np.logspace(-3, 8, 241)
 """Groups that were not seen, for each one that was, where there is an end of them."""
-BOUNDED, STEADY = 0.2, 0.1
+BOUNDED, STEADY = 0.2, 0.2
 """Shares of the draws that do not follow a Gibbs-type partition."""
-SLOWEST = 0.6
+SLOWEST = 0.4
 TEMPER = 0.3
 """Power of the likelihood: real corpora are no Gibbs-type partitions, and 1 gave intervals that were too narrow."""
 

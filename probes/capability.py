@@ -136,7 +136,8 @@ def _choose(
     count = max(1, math.floor(share * len(unique) + 0.5))
     if len(unique) < 2 or not free:
         raise DataError(
-            f"Of the {len(unique)} representative documents of {source} {len(free)} can be held out, which is too few",
+            f"Too few representative documents of {source} to hold some out: {len(unique)}, of which {len(free)} are "
+            "free, where 2 and 1 are the least",
             remedy=f"Give {source} more text, loosen the cuts of the funnel, or remove its capabilities",
         )
     chosen: list[Document] = []

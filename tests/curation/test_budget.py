@@ -208,17 +208,18 @@ def square(rng: np.random.Generator, documents: int) -> np.ndarray:
 def test_intervals_hold_what_a_partition_does_not_foresee(kind: str) -> None:
     """Templates of very uneven weight end all the same, and gaps between groups of one size fill slowly."""
     rng = np.random.default_rng(11)
+    documents = 2_000 if kind == "square" else 4_000
     covered = 0
-    for _ in range(20):
+    for _ in range(16):
         if kind == "square":
-            labels = square(rng, 3_000)
+            labels = square(rng, documents)
         else:
             weights = np.arange(1, rng.integers(50, 800)) ** -rng.uniform(0, 1.2)
-            labels = rng.choice(len(weights), 3_000, p=weights / weights.sum())
-        paths = growth_paths(groups(labels[:300]), 1_000, 3_000, rng)
-        low, high = np.quantile(paths.kept(np.full(1_000, 3_000.0)), [0.05, 0.95])
+            labels = rng.choice(len(weights), documents, p=weights / weights.sum())
+        paths = growth_paths(groups(labels[: documents // 10]), 1_000, documents, rng)
+        low, high = np.quantile(paths.kept(np.full(1_000, float(documents))), [0.05, 0.95])
         covered += low <= len(np.unique(labels)) <= high
-    assert covered >= 17
+    assert covered >= 14
 
 
 def test_chao_bound_is_where_bounded_paths_end() -> None:
