@@ -14,7 +14,7 @@ SECTIONS = {
     "embedding": "benchmarks.curation_models:embedding",
     "deduplication": "benchmarks.curation_dedup:deduplication",
     "clusters": "benchmarks.curation_dedup:clusters",
-    "templated": "benchmarks.curation_dedup:templated",
+    "templated": "benchmarks.curation_templates:templated",
     "classifiers": "benchmarks.curation_classifiers:classifiers",
     "quality": "benchmarks.curation_classifiers:held_out",
     "judges": "benchmarks.curation_classifiers:bfloat16_judges",

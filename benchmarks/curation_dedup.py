@@ -1,4 +1,4 @@
-"""Semantic deduplication: exact search against semhash and faiss, clusters beyond, and real templated pages."""
+"""Semantic deduplication: exact search against semhash and faiss, and clusters beyond."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.curation_models import real_texts, timed
+from benchmarks.curation_models import timed
 from benchmarks.measure import machine, paired, publish, table
 from curation.clusters import nearest_clusters
 from curation.memory import peak_memory
@@ -105,52 +104,6 @@ def clusters(*, write: bool, rows: int = 60_000) -> None:
         + f"\n{machine('torch', 'faiss-cpu')}\n"
     )
     publish("curation: clusters", text, write=write)
-
-
-def templated(*, write: bool) -> None:
-    """The medical pages made from one template among questions and answers, by an embedder without a network."""
-    from curation.embedding import embed, train_lsa_embedder
-    from curation.rater_tokenizer import train_rater_tokenizer
-
-    torch.set_num_threads(1)
-    texts = real_texts("stackexchange", 10**9)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = train_rater_tokenizer(texts[::3], Path(scratch) / "tokenizer", vocabulary=8000)
-        vectors = embed(texts, train_lsa_embedder(texts, tokenizer, Path(scratch) / "lsa", dim=256))
-    lines = []
-    for threshold in (0.8, 0.9, 0.95):
-        found = find_duplicates(vectors, threshold)
-        overlap = np.array([shared(texts[i], texts[j]) for j, i, _ in found])
-        lines.append(
-            [
-                threshold,
-                len(found),
-                int((overlap >= 0.5).sum()),
-                int((overlap < 0.2).sum()),
-                f"{np.median(overlap):.2f}",
-            ]
-        )
-        for j, i, cosine in found[:: max(1, len(found) // 4)][:4]:
-            print(f"[{threshold}] {cosine:.3f}  {texts[j][:110]!r}  <-  {texts[i][:110]!r}", file=sys.stderr)
-    text = (
-        f"## Natural near-duplicates among {len(texts):,} questions and medical pages\n\n"
-        "Latent semantic analysis of the corpus itself (256 dimensions), greedy rule. The overlap of a dropped "
-        "document with the one kept instead is the share of its 5-word runs that the other has too.\n\n"
-        + table(
-            ["threshold", "dropped", "overlap of half or more", "overlap below .2", "median overlap"], lines
-        )
-        + f"\n{machine('sentence-transformers')}\n"
-    )
-    publish("curation: templated pages", text, write=write)
-
-
-def shared(kept: str, dropped: str, words: int = 5) -> float:
-    """Share of `dropped`'s runs of `words` words that `kept` has too, counted as often as they occur."""
-    runs = [
-        Counter(zip(*(text.lower().split()[k:] for k in range(words)), strict=False))
-        for text in (kept, dropped)
-    ]
-    return (runs[0] & runs[1]).total() / max(1, runs[1].total())
 
 
 def _faiss_flat(vectors: np.ndarray) -> int:

@@ -90,8 +90,8 @@ def select_representative(
             write_representative(out / f"{source}.parquet", final, scoring, source)
             if final.height < settings.documents:
                 warnings.append(
-                    f"{source} has {final.height} representative documents, not {settings.documents}: read more "
-                    "of it, or loosen the cuts"
+                    f"{source} has {final.height:,} of the {settings.documents:,} representative documents that were "
+                    "wanted: read more of it, or loosen the cuts"
                 )
     with replacing(out / "verdicts.parquet") as temporary:
         pl.concat(verdicts).write_parquet(temporary, compression="zstd")

@@ -136,11 +136,9 @@ def _choose(
     count = max(1, math.floor(share * len(unique) + 0.5))
     if len(unique) < 2 or not free:
         raise DataError(
-            f"Source {source!r} has {len(unique)} representative documents, {len(free)} of them "
-            "free: too few to hold "
-            "some out",
-            where=source,
-            remedy="Give it more text, loosen the filters, or remove its capabilities",
+            f"Too few representative documents of {source} to hold some out: {len(unique)}, of which {len(free)} are "
+            "free, where 2 and 1 are the least",
+            remedy=f"Give {source} more text, loosen the cuts of the funnel, or remove its capabilities",
         )
     chosen: list[Document] = []
     size = 0

@@ -111,6 +111,9 @@ class EducationalSettings(Settings):
     """`raw > 4` (the paper's words), `int_score >= 4` (the rounded score), `top 0.1` (of each source) or `all`."""
     per_source: dict[str, str] = Field(default_factory=dict)
     """Other rules for single sources: an English rubric rarely passes code and proofs."""
+    carried_score: str | None = None
+    """Field of the corpora that already holds the model's raw score, such as FineWeb-Edu's `score`: what carries one
+    is not scored again. Pieces of a long document have the score of the whole."""
     precision: Literal["float32", "bfloat16", "int8", "auto"] = "float32"
     """`bfloat16` scores in half the time or less, and again in float32 whatever lies near the cut, so that verdicts
     are float32's; `auto` does so where the processor multiplies bfloat16 itself. `int8` is faster again for models of
@@ -213,12 +216,12 @@ class NearDuplicatesSettings(Settings):
     """Whether equal texts may differ in case."""
     minhash: bool = True
     """Nearly equal texts: runs of words in common, found by datatrove's MinHash and then compared exactly."""
-    similarity: float = Field(default=0.7, gt=0.0, le=1.0)
+    similarity: float = Field(default=0.55, gt=0.0, le=1.0)
     """Jaccard similarity of the runs of words from which on the later document is dropped."""
     words: Count = 5
     """Words of a run; shorter documents are only compared as wholes."""
-    buckets: Count = 20
-    hashes: Count = 6
+    buckets: Count = 40
+    hashes: Count = 4
     """Hashes of each bucket: a pair of similarity s is compared with the chance 1 - (1 - s^hashes)^buckets."""
 
 

@@ -45,6 +45,7 @@ def starter_recipe(corpora: Sequence[Path], base: Path) -> str:
     for task, rules in labels.items():
         labels[task] = [rule for rule in rules if not rule.get("sources")]
     recipe["curation"]["educational"].pop("per_source", None)
+    recipe["curation"].pop("near_duplicates", None)  # the quickstart's own, for short pieces of code
     header = (
         "# Made by `mixwright init`. Check the capabilities of each source (code, mathematics, knowledge; none for\n"
         "# noise), and what the label rules call good and bad, or name published models instead of `trained`.\n"

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from curation.errors import MixwrightError
 from recipes.cli import app
-from recipes.cli.funnel import print_budget, print_funnel
-from recipes.cli.output import JsonOption, SetOption, print_json, say
+from recipes.cli.funnel import print_budget, print_funnel, print_warnings
+from recipes.cli.output import JsonOption, SetOption, output_is_json, print_json, say
 from recipes.cli.running import OutOption, RecipeArgument, execute
+from recipes.funnel import funnel_of
 
 FilesArgument = Annotated[
     list[Path], typer.Argument(help="Documents: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt.")
@@ -41,14 +43,28 @@ def curate(
     if plan_budget is not None:
         _plan_budget(recipe, out, set_, plan_budget, pilot, as_json)
         return
-    from recipes.funnel import funnel_of
-
-    run = execute(recipe, out, set_, goal="probes")
-    rows = funnel_of(run.folder)
+    try:
+        run = execute(recipe, out, set_, goal="probes")
+    except MixwrightError:
+        # The funnel says why too little was left for what comes behind it.
+        _show_funnel_if_done(recipe, out, set_)
+        raise
     if as_json:
-        print_json(rows)
-        return
-    print_funnel(rows)
+        print_json(funnel_of(run.folder))
+    else:
+        print_funnel(funnel_of(run.folder))
+    print_warnings(run.folder)
+
+
+def _show_funnel_if_done(recipe: str, out: Path | None, overrides: list[str] | None) -> None:
+    from recipes.execute import open_run
+    from recipes.pipeline import is_done
+    from recipes.stages import STAGES
+
+    run = open_run(recipe, out, overrides or [])
+    if not output_is_json() and is_done(run, STAGES["representative"], STAGES):
+        print_funnel(funnel_of(run.folder))
+        print_warnings(run.folder)
 
 
 def _plan_budget(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from curation.atomic import read_json
 from curation.budget import SourceBudget
-from recipes.cli.output import console, print_table
+from recipes.cli.output import console, print_table, warn
 
 STEPS = {
     "read": "read",
@@ -45,6 +47,16 @@ def print_funnel(rows: Sequence[dict[str, Any]]) -> None:
         "of_read": "Of all",
     }
     print_table("The funnel: what is left, the share kept of the step before, and of all", table, headings)
+
+
+def print_warnings(run: Path) -> None:
+    """What the cuts warned of, a line each; notes on rechecks are left to the page."""
+    from mixing.report.curated import RECHECKED
+
+    file = run / "representative" / "warnings.json"
+    for warning in read_json(file) if file.is_file() else ():
+        if RECHECKED not in warning:
+            warn(f"{warning.rstrip('.')}.")
 
 
 def print_budget(plans: Sequence[SourceBudget]) -> None:

@@ -26,6 +26,11 @@ def expect_json(asked: bool) -> bool:
     return asked
 
 
+def output_is_json() -> bool:
+    """Whether standard output is for a program."""
+    return _asked["json"]
+
+
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON on standard output.", callback=expect_json),
@@ -50,6 +55,11 @@ def say(message: str) -> None:
     """A line about what happens, left out when quiet; on standard error where standard output is JSON."""
     if progress_mode() != "quiet":
         (_errors if _asked["json"] else console).print(message, markup=False, soft_wrap=False)
+
+
+def warn(message: str) -> None:
+    """A warning, also when quiet; on standard error where standard output is JSON."""
+    (_errors if _asked["json"] else console).print(f"  Warning: {message}", markup=False)
 
 
 def print_json(value: Any, *, ascii_only: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +15,10 @@ from curation.atomic import write_json
 from curation.cascade import CascadeSettings, Scorers, select_representative
 from curation.classifiers.folder import open_classifier
 from curation.classifiers.language import LanguageRule, LanguageScorer, check_languages
-from curation.educational import parse_rule
+from curation.educational import EducationalClassifier, parse_rule
 from curation.embedding import embed
 from curation.embedding_recheck import EmbeddingRecheck, embed_near
+from curation.errors import RecipeError
 from curation.judge_prompt import Prompt, load_prompt
 from curation.judge_server import CHARACTERS_PER_TOKEN, ServerJudge
 from curation.precision import Precision
@@ -27,7 +29,10 @@ from curation.sizes import TokenCount
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
 from recipes.stages.raters import prompt_hashes, prompt_names
-from recipes.stages.text import training_corpus
+from recipes.stages.text import training_corpus, training_documents
+
+CARRIED_LOOK = 200
+"""Documents of each source in which a carried score is looked for."""
 
 
 def _model(run: Run, named: str, rater: str) -> str:
@@ -42,7 +47,14 @@ def scorers(run: Run) -> Scorers:
         _model(run, curation.educational.model, "educational"),
         max_tokens=curation.raters.context if curation.educational.model == "trained" else 512,
         precision=curation.educational.precision,
+        reuse=curation.educational.carried_score,
     )
+    if curation.educational.carried_score is not None and not isinstance(classifier, EducationalClassifier):
+        raise RecipeError(
+            "`curation.educational.carried_score` goes with a classifier of transformers, not with fastText",
+            where=curation.educational.model,
+            remedy="Name the classifier that the corpora's scores are from, or leave `carried_score` out",
+        )
     embedder = _model(run, curation.deduplication.embedder, "embedder")
     language = LanguageScorer(curation.language.model) if curation.language else None
     precision = curation.deduplication.precision
@@ -129,8 +141,27 @@ def cascade_settings(recipe: Recipe) -> CascadeSettings:
     )
 
 
+def check_carried_scores(run: Run) -> None:
+    """RecipeError when no source has the field that is said to hold scores: it is misspelt."""
+    field = run.recipe.curation.educational.carried_score
+    if field is None:
+        return
+    seen: set[str] = set()
+    for source in run.recipe.sources:
+        for document in islice(training_documents(run, source.name), CARRIED_LOOK):
+            seen |= set(document.meta or {})
+            if isinstance((document.meta or {}).get(field), int | float):
+                return
+    raise RecipeError(
+        f"No document carries a number in the field `{field}`",
+        where="curation.educational.carried_score",
+        remedy=f"Name one of the fields that they have ({', '.join(sorted(seen)) or 'none'}), or leave it out",
+    )
+
+
 def _representative(run: Run) -> Spent:
     recipe = run.recipe
+    check_carried_scores(run)
     corpora = {source.name: training_corpus(run, source.name) for source in recipe.sources}
     settings = cascade_settings(recipe)
     with open_runner(execution_of(run)) as runner:

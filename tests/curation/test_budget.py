@@ -189,6 +189,49 @@ def test_growth_is_predicted_where_a_constant_share_promises_too_much(
     assert abs(np.median(ratios) - 1) < 0.25 and np.median(constant) > 1.15 * np.median(ratios)
 
 
+def square(rng: np.random.Generator, documents: int) -> np.ndarray:
+    """Labels of random points of a square, each with the nearest kept one within a distance, or kept itself."""
+    points, near = rng.random((documents, 2)), 10 ** rng.uniform(-2, -1)
+    kept: list[int] = []
+    labels = np.zeros(documents, dtype=np.int64)
+    for row, point in enumerate(points):
+        distances = ((points[kept] - point) ** 2).sum(axis=1)
+        if kept and distances.min() < near**2:
+            labels[row] = distances.argmin()
+        else:
+            labels[row] = len(kept)
+            kept.append(row)
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["uneven templates", "square"])
+def test_intervals_hold_what_a_partition_does_not_foresee(kind: str) -> None:
+    """Templates of very uneven weight end all the same, and gaps between groups of one size fill slowly."""
+    rng = np.random.default_rng(11)
+    documents = 2_000 if kind == "square" else 4_000
+    covered = 0
+    for _ in range(16):
+        if kind == "square":
+            labels = square(rng, documents)
+        else:
+            weights = np.arange(1, rng.integers(50, 800)) ** -rng.uniform(0, 1.2)
+            labels = rng.choice(len(weights), documents, p=weights / weights.sum())
+        paths = growth_paths(groups(labels[: documents // 10]), 1_000, documents, rng)
+        low, high = np.quantile(paths.kept(np.full(1_000, float(documents))), [0.05, 0.95])
+        covered += low <= len(np.unique(labels)) <= high
+    assert covered >= 14
+
+
+def test_chao_bound_is_where_bounded_paths_end() -> None:
+    """30 groups seen once and 15 twice: 30 with 30^2 / (2 x 15) = 30 more, with the chance of the two counts."""
+    from curation.duplicate_growth import _bounded
+
+    sizes = np.array([1] * 30 + [2] * 15 + [40] * 10)
+    new = _bounded(sizes, np.array([1e3, 1e9]), 4_000, np.random.default_rng(0))
+    assert (new[:, 0] <= new[:, 1]).all()
+    assert np.median(new[:, 1]) == pytest.approx(30, rel=0.1)
+
+
 def test_a_target_beyond_all_templates_is_out_of_reach() -> None:
     """200 documents of 5 templates, each seen about 40 times: no number of them gives 100."""
     cut = Cut("deduplicated", 200, 5, duplicates=True, groups=(40, 40, 40, 40, 40))

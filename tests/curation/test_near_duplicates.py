@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.curation_templates import template_shares
 from curation.atomic import read_json
 from curation.documents import Document, document_id, write_documents
 from curation.errors import DataError, RecipeError
@@ -119,7 +120,7 @@ def test_near_copies_are_those_of_brute_force_with_their_similarity(tmp_path: Pa
         else:
             seen[text] = name
             unique.append((name, text))
-    expected = brute_force([text for _, text in unique], 0.7)
+    expected = brute_force([text for _, text in unique], MinhashSettings().similarity)
     near = {unique[row][0]: (unique[kept][0], value) for row, (kept, value) in expected.items()}
     table = find_near_duplicates(places, tmp_path / "out", NearDuplicateSettings())
     got = {row["dropped"]: row for row in table.iter_rows(named=True)}
@@ -178,7 +179,7 @@ def test_a_chain_loses_only_what_is_like_a_kept_document(tmp_path: Path) -> None
     texts = [" ".join(text) for text in (a, b, c)]
     places = write(tmp_path / "in", {"s": texts}, {"s": ["1", "2", "3"]})
     found = find_near_duplicates(
-        places, tmp_path / "out", NearDuplicateSettings(minhash=MinhashSettings(buckets=60, hashes=2))
+        places, tmp_path / "out", NearDuplicateSettings(minhash=MinhashSettings(0.7, buckets=60, hashes=2))
     )
     assert found.select("dropped", "kept_instead", "kind").rows() == [("2", "1", "minhash")]
     assert found["similarity"][0] == pytest.approx(66 / 86)
@@ -278,15 +279,16 @@ def test_real_pages_against_every_pair(tmp_path: Path) -> None:
     places = write(tmp_path / "in", {"pages": texts})
     ordered = sorted(texts, key=lambda text: document_id("pages", text))
     sets = [shingles(text, MinhashSettings()) for text in ordered]
+    least = MinhashSettings().similarity
     # Independent of `greedy`: numpy set operations on every pair.
     kept: list[int] = []
     expected = set()
     for row, own in enumerate(sets):
         near = any(
             len(np.intersect1d(own, sets[k], assume_unique=True)) / max(len(np.union1d(own, sets[k])), 1)
-            >= 0.7
+            >= least
             for k in kept
-            if min(len(own), len(sets[k])) >= 0.7 * max(len(own), len(sets[k])) > 0
+            if min(len(own), len(sets[k])) >= least * max(len(own), len(sets[k])) > 0
         )
         if near:
             expected.add(document_id("pages", ordered[row]))
@@ -296,6 +298,22 @@ def test_real_pages_against_every_pair(tmp_path: Path) -> None:
     assert len(expected) > 30
     assert len(found & expected) >= 0.9 * len(expected)
     assert len(found - expected) <= 0.02 * len(expected), "a missed document may let another one be dropped"
+
+
+def test_the_defaults_find_the_templated_pages(tmp_path: Path) -> None:
+    """Of the 600 shortest with the template's passage, those that are little else; the measure compares no two."""
+    with gzip.open(corpora_folder() / "stackexchange.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = (json.loads(line)["text"] for line in lines)
+        texts = sorted((text for text in rows if "Human Phenotype Ontology provides" in text), key=len)[:600]
+    places = write(tmp_path / "in", {"stackexchange": texts})
+    found = set(find_near_duplicates(places, tmp_path / "out", NearDuplicateSettings())["dropped"])
+    shares = template_shares(texts)
+    names = [document_id("stackexchange", text) for text in texts]
+    mostly = {name for name, share in zip(names, shares, strict=True) if share >= 0.7}
+    assert len(mostly) > 380
+    assert len(found) > 400 and len(mostly - found) < 5
+    dropped = [name in found for name in names]
+    assert (shares[dropped] > 0.5).mean() > 0.9, "and hardly a page that says something of its own"
 
 
 def test_every_pair_of_greedy_is_below_the_threshold_at_the_end() -> None:

@@ -30,6 +30,8 @@ from tests.curation.test_scoring import corpus
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("MIXWRIGHT_KILLS", "8"))
 """Random kills; MIXWRIGHT_KILLS=100 for the long run."""
+PATIENCE = 900
+"""Seconds that a crowded machine may take for what needs a few: only what hangs is to fail."""
 
 
 def start(documents: Path, scores: Path, **settings: object) -> subprocess.Popen[str]:
@@ -65,7 +67,7 @@ def test_random_kills_of_parent_or_worker_change_nothing(tmp_path: Path) -> None
         pytest.skip("finding the workers of a process needs /proc")
     corpus(tmp_path / "d", 300)
     expected = tmp_path / "expected"
-    assert start(tmp_path / "d", expected).wait(60) == 0
+    assert start(tmp_path / "d", expected).wait(PATIENCE) == 0
     moments, rounds, victims = random.Random(20261121), 0, {"parent": 0, "worker": 0}
     while sum(victims.values()) < KILLS:
         rounds += 1
@@ -78,7 +80,7 @@ def test_random_kills_of_parent_or_worker_change_nothing(tmp_path: Path) -> None
             finally:
                 process.kill()
                 process.communicate()
-        assert start(tmp_path / "d", scores).wait(60) == 0
+        assert start(tmp_path / "d", scores).wait(PATIENCE) == 0
         assert hash_folder(scores) == hash_folder(expected)
         assert sorted(p.name for p in scores.iterdir()) == sorted(p.name for p in expected.iterdir())
     assert KILLS < 50 or min(victims.values()) > 0
@@ -163,14 +165,14 @@ def test_workers_stay_from_one_list_of_jobs_to_the_next() -> None:
 def test_a_full_disk_is_a_sentence_and_the_run_continues(tmp_path: Path, workers: int) -> None:
     corpus(tmp_path / "d", 300)
     process = start(tmp_path / "d", tmp_path / "s", file_size=1500, workers=workers)
-    assert process.wait(60) == MachineError.exit_code
+    assert process.wait(PATIENCE) == MachineError.exit_code
     assert process.stderr is not None
     message = process.stderr.read()
     assert "MachineError" in message and "larger than the system allows" in message
     whole(tmp_path / "s")
     assert not list(tmp_path.glob("s/**/*.partial")) and not list(tmp_path.glob("s/*.parquet"))
-    assert start(tmp_path / "d", tmp_path / "s").wait(60) == 0
-    assert start(tmp_path / "d", tmp_path / "expected").wait(60) == 0
+    assert start(tmp_path / "d", tmp_path / "s").wait(PATIENCE) == 0
+    assert start(tmp_path / "d", tmp_path / "expected").wait(PATIENCE) == 0
     assert hash_folder(tmp_path / "s") == hash_folder(tmp_path / "expected")
 
 
