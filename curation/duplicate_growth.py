@@ -21,8 +21,8 @@ fill slowly. So some draws follow the groups that were seen once and twice only:
     steady   the chance of a new group, f1 / N by now (Good 1953), falls like a power of N between `SLOWEST` and 1
 
 On five kinds of simulated worlds (docs/decisions.md; powers and shares were chosen on the same kinds) a 90 % interval
-held what ten or thirty times the pilot really gave in 90 to 100 % of cases. Its middle is still too high, by a quarter
-to a half, where all documents come from a few hundred uneven templates.
+held what ten or thirty times the pilot really gave in 90 to 100 % of cases. Its middle is still too high, by 7 to
+63 %, where all documents come from a few hundred uneven templates.
 """
 
 from __future__ import annotations
