@@ -64,8 +64,8 @@ def report(done: dict[str, Any]) -> str:
         "Random weights; tokens a second of wall time of one row, median of three repeats of 8 tokens with their "
         f"range in brackets, {first['threads']} threads (`python -m benchmarks.decoding`). Where reading the whole "
         "prompt took too long, the rest of the cache is filled with copies, which costs decoding the same. The paper's "
-        "row is a phone with ExecuTorch's kernels. Here torchao rounds the weights, and torch's kernels for packed weights "
-        "multiply (`probes.packed_weights`). Weights are those packed as on a phone, MB.\n\n"
+        "row is a phone with ExecuTorch's kernels. Here torchao rounds the weights, and torch's kernels for "
+        "packed weights multiply (`probes.packed_weights`). Weights are those packed as on a phone, MB.\n\n"
         + table(("", "weights", *(f"{context // 1024}k" for context in CONTEXTS)), rows)
         + f"\n{first['machine']}\n"
     )
