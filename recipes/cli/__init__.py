@@ -13,6 +13,7 @@ from curation.errors import MachineError, MixwrightError
 from curation.progress import set_progress_mode
 from recipes.cli.command_list import CommandList
 
+INTERRUPTED = 130
 GLOBAL_FLAGS = {"--quiet": "quiet", "-q": "quiet", "--plain": "plain"}
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ def main() -> None:
         _run()
     except KeyboardInterrupt:  # before a command began: while libraries were being imported
         sys.stderr.write("Interrupted. Nothing was begun.\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except SystemExit as end:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             raise
@@ -92,9 +93,12 @@ def _run() -> None:
     except MixwrightError as error:
         errors.print(f"[bold red]Error:[/] {_plain(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer turns the first into the second, and says nothing.
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         errors.print("Interrupted. What is done is kept; the same command continues.")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

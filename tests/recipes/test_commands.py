@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import recipes.cli.machine
 from recipes.cli.command_list import SECTIONS
 from recipes.load import load_recipe
 from tests.recipes.test_end_to_end import mixwright
@@ -109,3 +110,17 @@ def test_doctor_and_usage_errors() -> None:
     assert wrong.returncode == 2
     assert "did you mean `tokens`" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_an_interrupted_command_says_that_its_work_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes.cli.machine, "_facts", interrupted)
+    monkeypatch.setattr("sys.argv", ["mixwright", "doctor"])
+    with pytest.raises(SystemExit) as end:
+        recipes.cli.main()
+    assert end.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
