@@ -70,7 +70,7 @@ def test_bad_requests_are_sentences(tmp_path) -> None:
         build_probes(REPRESENTATIVE, CAPABILITIES, share=1.5, seed=0)
     with pytest.raises(RecipeError, match="'books'"):
         build_probes(REPRESENTATIVE, {"books": ("knowledge",)}, share=0.1, seed=0)
-    with pytest.raises(DataError, match="too few"):
+    with pytest.raises(DataError, match="Too few representative documents of wiki"):
         build_probes({"wiki": _source("wiki", 1)}, {"wiki": ("knowledge",)}, share=0.1, seed=0)
     with pytest.raises(DataError, match="no probes"):
         read_probes(tmp_path)

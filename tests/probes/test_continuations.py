@@ -183,7 +183,10 @@ def test_choice_scores_by_hand() -> None:
     assert metrics["accuracy_none"]["value"] == 0.5 and metrics["accuracy_none"]["ties"] == 1
     assert metrics["accuracy_none"]["stderr"] == pytest.approx(0.5)  # sqrt(0.5) / sqrt(2)
     assert metrics["chance"]["value"] == pytest.approx((1 / 3 + 1 / 2) / 2)
-    assert (metrics["norm_correct_prob"]["low"], metrics["norm_correct_prob"]["high"]) == (0.0, 1.0)  # of two
+    shares = e2 / (2 * e2 + e3), 1 / (1 + np.exp(-4))
+    low = sum(shares) / 2 - 1.96 * (shares[1] - shares[0]) / 2
+    assert metrics["norm_correct_prob"]["low"] == pytest.approx(low, abs=1e-4)
+    assert metrics["norm_correct_prob"]["high"] == 1.0  # and not 1.25: it is a probability
     with pytest.raises(DataError, match="not a finite"):
         score_choice([float("nan"), 1.0], [1, 1], ["a", "b"], [1.0, 1.0], gold=0)
 
