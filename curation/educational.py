@@ -35,13 +35,12 @@ from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.int8 import fast_int8, to_int8
 from curation.memory import keep_freed_memory
+from curation.packed_encoder import ROUNDING
 from curation.precision import Precision, resolve_precision, to_bfloat16
 from curation.score_tables import model_fingerprint, top_share
 
 DEFAULT_RULE = "raw > 4"
 FEW = 0.01
-ROUNDING = 2
-"""Counts the ways in which passes of fewer than 32 bits have been computed: tables of an earlier one are set aside."""
 
 _FORMS = regex.compile(r"(?P<all>all)|(?P<kind>raw\s*>|int_score\s*>=|top)\s*(?P<value>-?\d+(?:\.\d+)?)")
 

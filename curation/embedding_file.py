@@ -14,6 +14,7 @@ import numpy as np
 from curation.atomic import hash_value, read_json, write_json, writing_to
 from curation.embedding import CHUNK_TEXTS, embedded_chunks, embedding_size, resolve_embedding
 from curation.errors import DataError
+from curation.packed_encoder import ROUNDING
 from curation.precision import Precision
 from curation.progress import progress
 from curation.score_tables import model_fingerprint
@@ -41,7 +42,7 @@ def embed_to_file(
     for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
-    facts = {
+    facts: dict[str, object] = {
         "model": model_fingerprint(str(model)),
         "precision": resolve_embedding(precision, device),
         "batch_texts": batch_texts,
@@ -49,6 +50,8 @@ def embed_to_file(
         "texts": len(texts),
         "texts_sha256": digest.hexdigest(),
     }
+    if facts["precision"] != "float32":
+        facts["rounding"] = ROUNDING
     if final.exists() and _read(done) == facts:
         return _open(final)
     shape = (len(texts), embedding_size(model, device=device))

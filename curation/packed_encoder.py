@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+ROUNDING = 2
+"""Counts the ways in which passes of fewer than 32 bits have been computed: results of an earlier one are set aside."""
 PACKABLE = ("bert", "roberta", "xlm-roberta", "camembert")
 """transformers' model types whose layers are these: attention, sum and norm, feed-forward, sum and norm."""
 _SCORES_AT_ONCE = 1 << 20

@@ -167,6 +167,19 @@ def test_a_killed_pass_goes_on_and_ends_with_equal_bytes(
     assert resumed[0] == 0
 
 
+def test_a_file_of_an_earlier_way_to_round_is_made_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision, again in (("bfloat16", True), ("float32", False)):
+        out = tmp_path / precision
+        monkeypatch.setattr(embedding_file, "ROUNDING", 1)
+        embed_to_file(texts()[:4], folder, out, precision=precision)  # type: ignore[arg-type]
+        before = (out / "vectors.npy").stat().st_ino
+        monkeypatch.setattr(embedding_file, "ROUNDING", 2)
+        embed_to_file(texts()[:4], folder, out, precision=precision)  # type: ignore[arg-type]
+        assert ((out / "vectors.npy").stat().st_ino != before) == again
+
+
 def test_deduplication_reads_a_file_as_it_reads_memory(folder: Path, tmp_path: Path) -> None:
     from curation.deduplicate import deduplicate
 
