@@ -51,7 +51,7 @@ from mixing.influence import (
     write_store,
 )
 from mixing.influence.adapters import scoring
-from mixing.influence.checkpoints import read_record
+from mixing.influence.benefit_tables import read_record
 from mixing.influence.decoder_twin import decoder_twin
 from mixing.influence.documents import BatchPlan
 from mixing.influence.loading import load_reference

@@ -15,7 +15,8 @@ from mixing.influence.adapters import DecoderAdapter, LossAdapter, TransformersA
 from mixing.influence.adaptive import AdaptiveInfluence, adaptive_influence
 from mixing.influence.adaptive_sample import SampledWeights, Stopping, sample_weights
 from mixing.influence.averaged_gradients import averaged_benefits, mean_gradient
-from mixing.influence.checkpoints import CheckpointJob, read_benefits, read_record
+from mixing.influence.benefit_tables import read_benefits, read_record
+from mixing.influence.checkpoint_work import CheckpointJob
 from mixing.influence.directions import (
     AdamMoments,
     Direction,

@@ -14,15 +14,13 @@ import pyarrow.compute as pc
 from curation.atomic import read_json
 from curation.errors import RecipeError
 from mixing.influence.adaptive_sample import Measured, SampledWeights, Stopping, sample_weights
-from mixing.influence.checkpoints import (
+from mixing.influence.benefit_tables import part_table, work_record, write_benefits
+from mixing.influence.checkpoint_work import (
     CheckpointJob,
     CheckpointWork,
     check_held_out,
     make_work,
-    part_table,
     read_part,
-    work_record,
-    write_benefits,
 )
 from mixing.influence.documents import Tokenized
 from mixing.influence.joint import Column, column_factors

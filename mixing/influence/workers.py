@@ -12,17 +12,16 @@ import numpy as np
 
 from curation.errors import RecipeError
 from curation.workers import Advance, Job, run_jobs
-from mixing.influence.checkpoints import (
+from mixing.influence.benefit_tables import assemble
+from mixing.influence.checkpoint_work import (
     CheckpointJob,
     CheckpointWork,
-    assemble,
     check_held_out,
-    close_checkpoint,
     finished,
     locked,
     make_work,
-    score_units,
 )
+from mixing.influence.checkpoints import close_checkpoint, score_units
 from mixing.influence.documents import Tokenized
 from mixing.influence.samples import SampleStore, write_store
 from mixing.influence.settings import DEFAULT_SETTINGS, InfluenceSettings
