@@ -312,7 +312,7 @@ import sys, threading, time, torch
 from training.chat import RenderedChat
 from training.model import Decoder, ModelConfig
 from training.recomputation import recompute_layers
-from training.sft import chat_batch
+from training.chat_packing import chat_batch
 from training.update import accumulate_gradients
 torch.set_num_threads(1)
 tokens, documents, every = (int(x) for x in sys.argv[1:])

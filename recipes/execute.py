@@ -11,11 +11,11 @@ from typing import TypeVar
 from curation.atomic import write_json, write_text
 from curation.errors import RecipeError
 from recipes.curation_settings import CurationSettings
+from recipes.final_settings import CompressionSettings, FinalPhase
 from recipes.load import dump_recipe, load_recipe
 from recipes.open_settings import open_settings
 from recipes.pipeline import Run, is_done, locked, run_stage
 from recipes.schema import Recipe
-from recipes.training_settings import CompressionSettings, FinalPhase
 
 Taught = TypeVar("Taught", FinalPhase, CompressionSettings)
 

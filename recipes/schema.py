@@ -8,16 +8,15 @@ from pydantic import Field, model_validator
 
 from recipes.curation_settings import CurationSettings, ProbeSettings, SourceSettings, TokenizerSettings
 from recipes.executor_settings import ExecutorSettings
+from recipes.final_settings import CompressionSettings, FinalSettings
+from recipes.post_training_settings import PostTrainingSettings
 from recipes.settings import Count, Name, Settings
 from recipes.training_settings import (
     ComparisonSettings,
-    CompressionSettings,
     DoremiSettings,
-    FinalSettings,
     InfluenceSettings,
     LeaveOneOutSettings,
     ModelSettings,
-    PostTrainingSettings,
     ProxySettings,
 )
 

@@ -23,6 +23,7 @@ from curation.errors import RecipeError
 from curation.progress import progress
 from training.budgets import Ending
 from training.chat import RenderedChat, read_chats
+from training.chat_packing import chat_batch, pack_chats
 from training.checkpoint import (
     TrainingState,
     describe_run,
@@ -49,7 +50,6 @@ from training.rollout import Prompt, Rollout, roll_out
 from training.rollout_records import write_rollouts
 from training.run_lock import only_process_in
 from training.run_log import RunLog, read_rows
-from training.sft import chat_batch, pack_chats
 from training.start import load_policy, save_policy, start_hash, start_tokenizer
 from training.teacher import load_teacher, resolve_teacher
 from training.update import Run, update

@@ -11,12 +11,12 @@ from curation.atomic import replacing, write_json
 from curation.errors import DataError
 from probes.capability import read_probes
 from probes.in_run import probe_evaluation
+from recipes.final_settings import FinalSettings
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
 from recipes.stages.final_ranks import train_on_ranks
 from recipes.stages.training_setup import model_config, one_thread, token_folders, total_steps, train_settings
 from recipes.stages.weighing import mixture_named
-from recipes.training_settings import FinalSettings
 from training.distillation_settings import Distillation
 from training.huggingface import load_huggingface, save_huggingface
 from training.lessons import cache_name, teaching_flops

@@ -2,8 +2,8 @@
 
 import pytest
 
+from recipes.final_settings import FinalPhase, FinalSettings
 from recipes.stages.final import final_settings, phase_lengths
-from recipes.training_settings import FinalPhase, FinalSettings
 
 
 def settings(**second: object) -> FinalSettings:

@@ -17,11 +17,11 @@ from curation.errors import DataError, MachineError, RecipeError
 from mixing.mixture import Mixture, write_mixture
 from probes.capability import write_probes
 from recipes.execute import open_run
+from recipes.final_settings import FinalSettings
 from recipes.load import dump_recipe
 from recipes.pipeline import Run
 from recipes.stages import final_ranks, rank_entry
 from recipes.stages.final import PRETRAIN, _pretrain
-from recipes.training_settings import FinalSettings
 from tests.recipes.miniature import miniature_recipe
 from training.run_log import read_rows
 from training.tokenizer import save_tokenizer, train_tokenizer

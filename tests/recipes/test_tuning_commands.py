@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from curation.errors import RecipeError
 from recipes.cli import app, tuning
-from recipes.training_settings import GeneralSettings, SftSettings, ShortenSettings
+from recipes.post_training_settings import GeneralSettings, SftSettings, ShortenSettings
 from tests.training.post_training_models import tiny_folder, write_rows
 
 

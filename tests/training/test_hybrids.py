@@ -15,6 +15,7 @@ import training.on_policy_settings
 from curation.errors import DataError, RecipeError
 from tests.training.post_training_models import killed, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import render_chat
+from training.chat_packing import chat_batch, pack_chats
 from training.distillation_settings import Distillation
 from training.huggingface import load_huggingface
 from training.lessons import Lesson, OneLesson
@@ -24,7 +25,7 @@ from training.rollout import RolloutSettings
 from training.rollout_records import read_rollouts
 from training.run_log import read_rows
 from training.sequence_distillation import TeachingSettings, write_teacher_chats
-from training.sft import SftSettings, chat_batch, pack_chats, sft
+from training.sft import SftSettings, sft
 from training.teacher import Teacher
 from training.update import accumulate_gradients
 

@@ -9,13 +9,13 @@ from tests.training.test_grpo import a_step
 from tests.training.test_sft import SUMS
 from training.advantages import LeadSettings
 from training.chat import render_chat
+from training.chat_packing import chat_batch
 from training.distributed import Ranks
 from training.grpo_settings import ObjectiveSettings
 from training.grpo_step import add_gradient
 from training.losses import IGNORED
 from training.model import Decoder
 from training.order import Batch
-from training.sft import chat_batch
 from training.update import accumulate_gradients
 
 ROWS = [[0, 1], [2, 3], [4, 5], [6]]

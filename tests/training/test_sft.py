@@ -13,11 +13,12 @@ import training.sft
 from curation.errors import DataError, RecipeError
 from tests.training.post_training_models import killed, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import RenderedChat, render_chat, render_prompt
+from training.chat_packing import chat_batch, check_labels, pack_chats
 from training.huggingface import load_huggingface
 from training.model import Decoder
 from training.rollout import Ending, Prompt, RolloutSettings, roll_out
 from training.run_log import read_rows
-from training.sft import ChatOrder, SftSettings, chat_batch, check_labels, fit_chats, pack_chats, sft
+from training.sft import ChatOrder, SftSettings, fit_chats, sft
 from training.update import accumulate_gradients
 
 SETTINGS = SftSettings(

@@ -12,9 +12,10 @@ from curation.errors import RecipeError
 from tests.training.post_training_models import killed, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from tests.training.test_sft import SETTINGS, SUMS, gradients
 from training.chat import render_chat
+from training.chat_packing import chat_batch
 from training.document_rows import by_documents
 from training.model import Decoder
-from training.sft import chat_batch, sft
+from training.sft import sft
 from training.sft_stages import PRESETS, SftStage, sft_stages
 
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, GPT2Co
 from curation.errors import DataError
 from tests.training.post_training_models import WORDS, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import render_chat
+from training.chat_packing import chat_batch
 from training.distillation_settings import Distillation
 from training.grpo import GrpoSettings, grpo
 from training.grpo_settings import ObjectiveSettings
@@ -24,7 +25,7 @@ from training.rollout import Ending, Prompt, RolloutSettings, roll_out
 from training.rollout_records import read_rollouts
 from training.run_log import read_rows
 from training.sequence_distillation import TeachingSettings, write_teacher_chats
-from training.sft import SftSettings, chat_batch, sft
+from training.sft import SftSettings, sft
 from training.start import load_policy
 from training.transformers_model import load_transformers
 from training.update import accumulate_gradients

@@ -111,9 +111,9 @@ def test_sft_has_trls_loss_and_gradient(tmp_path):
 
     from tests.training.post_training_models import tiny_config, tiny_tokenizer
     from training.chat import render_chat
+    from training.chat_packing import chat_batch
     from training.huggingface import save_huggingface
     from training.model import Decoder
-    from training.sft import chat_batch
     from training.update import accumulate_gradients
 
     # TRL's own head does not fit transformers' Llama 4, so this is a Llama
