@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import training.chat_packing
 import training.loop
-import training.sft
 from curation.errors import DataError, RecipeError
 from tests.training.post_training_models import killed, tiny_config, tiny_folder, tiny_tokenizer, write_rows
 from training.chat import RenderedChat, render_chat, render_prompt
@@ -50,7 +50,7 @@ def chats(tokenizer):
 
 
 def test_examples_in_docstrings():
-    result = doctest.testmod(training.sft)
+    result = doctest.testmod(training.chat_packing)
     assert result.attempted and not result.failed
 
 
