@@ -11,7 +11,8 @@ from typing import Any
 
 from curation.atomic import read_json, write_json, write_text
 from curation.errors import DataError
-from probes.evaluate import TaskResult, evaluate
+from probes.evaluate import evaluate
+from probes.task_results import TaskResult
 from training.checkpoint import list_checkpoints
 
 SERIES, TABLE = "trajectory.json", "trajectory.csv"

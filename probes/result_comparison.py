@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curation.errors import DataError
-from probes.evaluate import TaskResult, load_results
 from probes.intervals import RESAMPLES, percentile_interval, ratio_draws
 from probes.metric_values import metric_values, rows_by_question
+from probes.task_results import TaskResult, load_results
 
 
 @dataclass(frozen=True)

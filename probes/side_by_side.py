@@ -10,10 +10,10 @@ from typing import Any
 from curation.atomic import read_json
 from curation.errors import DataError, RecipeError
 from probes.checkpoint_series import Point, read_points
-from probes.evaluate import RESULTS, TaskResult, load_results
 from probes.intervals import RESAMPLES
 from probes.metric_values import LOWER_IS_BETTER, NEITHER_IS_BETTER
 from probes.result_comparison import Difference, compare_tasks
+from probes.task_results import RESULTS, TaskResult, load_results
 
 DIAGNOSTICS, SPEED = "diagnostics.json", "speed.json"
 

@@ -20,10 +20,10 @@ from mixing.report.elements import (
     Table,
 )  # fmt: skip
 from mixing.report.numbers import DASH, count, decimals_for, plain, signed, span, words
-from probes.evaluate import TaskResult
 from probes.metric_values import NEITHER_IS_BETTER
 from probes.result_comparison import Difference
 from probes.side_by_side import Contender, SideBySide, outcome
+from probes.task_results import TaskResult
 
 GROUP = "Results"
 TONES = {"better": "good", "worse": "bad", "not separable": "quiet"}

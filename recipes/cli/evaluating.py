@@ -12,7 +12,7 @@ from recipes.cli import app
 from recipes.cli.output import JsonOption, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from probes.evaluate import TaskResult
+    from probes.task_results import TaskResult
 
 DIAGNOSED, DIAGNOSED_TOKENS = 64, 1024  # documents, and tokens of each
 

@@ -15,8 +15,9 @@ from curation.documents import Document
 from curation.errors import DataError
 from probes.choice_scores import wilson_interval
 from probes.contamination import Overlap, find_overlaps, split_scores
-from probes.evaluate import evaluate, load_results
+from probes.evaluate import evaluate
 from probes.task_record import Item
+from probes.task_results import load_results
 from probes.training_text import training_documents, training_parts
 from tests.probes.tiny_evaluation import model_folder, write_rows
 from training.tokenizer import load_tokenizer

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 import probes.evaluate
 from curation.errors import DataError, RecipeError
 from probes.choice_scores import NORMALIZATIONS, wilson_interval
-from probes.evaluate import evaluate, load_results
+from probes.evaluate import evaluate
 from probes.result_comparison import compare_results
+from probes.task_results import load_results
 from probes.tasks import FewShot, load_task
 from tests.probes.tiny_evaluation import ARC, TEXTS, model_folder, write_rows
 from training.tokenizer import load_tokenizer
