@@ -39,7 +39,9 @@ def judged_cuts(
         exact = read.join(before.filter(kind="exact"), on="id", how="anti")
         minhash = exact.join(before, on="id", how="anti")
         found[source] = {"read": read, "exact": exact, "minhash": minhash}
-        found[source] |= _in_language(scoring, source, minhash, scorers, settings)
+    _languages(scoring, found, scorers, settings)
+    scoring.ahead(scorers.classifier, {source: cuts["language"] for source, cuts in found.items()})
+    for source in found:
         rated = scoring.table(scorers.classifier, source, found[source]["language"])
         rule = settings.educational_of.get(source, settings.educational)
         decision = decide(
@@ -51,12 +53,15 @@ def judged_cuts(
         if warning := few_passed(source, taught.height, rated.height, rule):
             warnings.append(warning)
         found[source] |= {"rated": rated, "educational": taught}
+    judge, share = scorers.judges["reasoning"], settings.reasoning_share
+    scoring.ahead(judge, {source: cuts["educational"] for source, cuts in found.items()})
     for source, cuts in found.items():
-        judge = scorers.judges["reasoning"]
-        share = settings.reasoning_share
         cuts["asked"] = _asked(scoring, source, cuts["educational"], judge, "reasoning", share, warnings)
         cuts["reasoning"] = top_share(cuts["asked"], "reasoning_margin", settings.reasoning_share)
     prompts = {source: domain_prompt(capabilities.get(source, ())) for source in found}
+    for prompt in sorted(set(prompts.values())):
+        asked = {source: cuts["reasoning"] for source, cuts in found.items() if prompts[source] == prompt}
+        scoring.ahead(scorers.judges[prompt], asked)
     for source in sorted(found, key=prompts.__getitem__):
         judge, cuts = scorers.judges[prompts[source]], found[source]
         share = settings.domain_share
@@ -65,18 +70,25 @@ def judged_cuts(
     return found
 
 
-def _in_language(
-    scoring: ScoredCorpora, source: str, reached: pl.DataFrame, scorers: Scorers, settings: CascadeSettings
-) -> Cuts:
-    """`language`, the documents that pass the source's rule, and `spoken`, the scores; all of them without a rule."""
-    rule = settings.language_of.get(source)
-    if rule is None or scorers.language is None:
-        return {"language": reached}
-    spoken = scoring.table(scorers.language, source, reached)
-    passed = passing_language(spoken, rule)
-    if spoken.height and not passed.height:
-        raise none_passed(source, spoken, rule)
-    return {"spoken": spoken, "language": passed.select("id")}
+def _languages(
+    scoring: ScoredCorpora, found: dict[str, Cuts], scorers: Scorers, settings: CascadeSettings
+) -> None:
+    """Adds `language`, the documents that pass the source's rule, and `spoken`, the scores; all of them where there is
+    no rule.
+    """
+    rules = {} if scorers.language is None else settings.language_of
+    if scorers.language is not None:
+        scoring.ahead(scorers.language, {s: cuts["minhash"] for s, cuts in found.items() if s in rules})
+    for source, cuts in found.items():
+        rule = rules.get(source)
+        if rule is None or scorers.language is None:
+            cuts["language"] = cuts["minhash"]
+            continue
+        spoken = scoring.table(scorers.language, source, cuts["minhash"])
+        passed = passing_language(spoken, rule)
+        if spoken.height and not passed.height:
+            raise none_passed(source, spoken, rule)
+        cuts |= {"spoken": spoken, "language": passed.select("id")}
 
 
 def _asked(

@@ -75,6 +75,27 @@ def score_files(
     return known.join(listing.select("id"), on="id", how="semi").sort("id")
 
 
+def score_ahead(
+    wanted: Sequence[tuple[Corpus, Path, pl.DataFrame]],
+    scorer: Scorer,
+    runner: Runner,
+    *,
+    unit_documents: int = UNIT_DOCUMENTS,
+) -> None:
+    """Make the parts of several corpora side by side, so that `score_files` finds those of each: a source of few
+    documents would leave most workers idle. Errors are those of `score_files`.
+
+    wanted : corpus, folder and listing as `score_files` takes them
+    """
+    fingerprint = hash_value(scorer_facts(scorer, unit_documents))
+    plans = []
+    for corpus, folder, listing in wanted:
+        known = _known(folder, scorer.name, fingerprint)
+        missing = listing if known is None else listing.join(known, on="id", how="anti")
+        plans.append(_Plan(missing, corpus, scorer, folder, fingerprint, unit_documents))
+    _carry_out(plans, runner)
+
+
 def score_source(
     documents: Sequence[Document],
     scorer: Scorer,
@@ -170,40 +191,71 @@ def _score_missing(
     runner: Runner | None,
 ) -> pl.DataFrame:
     """Score what is missing, unit by unit, and return the rows of all units."""
-    from curation.scoring.blocks import KeepSentence, ReadUnits, ScoreBlock, raise_kept_sentence
-
-    units = plan_units(missing, corpus.files, corpus.source, fingerprint, unit_documents)
-    parts, work = _parts(folder, scorer, fingerprint), _work(folder, scorer)
+    plan = _Plan(missing, corpus, scorer, folder, fingerprint, unit_documents)
     if runner is None:
         with open_runner(Execution()) as here:
-            return _score_missing(missing, corpus, scorer, folder, fingerprint, unit_documents, here)
-    todo = _not_done(units, parts, scorer, fingerprint)
-    if todo:
-        tasks = runner.tasks(len(todo))
-        name = f"{scorer.name}: {corpus.source}"
-        listed = hash_value([[unit.name, unit.file] for unit in units])
-        guard.begin(work, {"settings": fingerprint, "input": listed, "tasks": tasks}, name)
-        shutil.rmtree(work / "errors", ignore_errors=True)
-        write_units(work / "units.parquet", todo)
-        pipeline = [
-            ReadUnits(work / "units.parquet", parts),
-            ScoreBlock(scorer, parts, unit_documents=unit_documents, fingerprint=fingerprint),
-            KeepSentence(work / "errors"),
-        ]
-        runner.run(
-            pipeline,
-            Work(
-                name=name,
-                tasks=tasks,
-                logs=work,
-                total=sum(unit.documents for unit in todo),
-                missing=lambda: sum(not part_path(parts, unit.name).is_file() for unit in todo),
-                done=lambda: sum(u.documents for u in todo if part_path(parts, u.name).is_file()),
-                failed=lambda: any((work / "errors").glob("*.json")),
-            ),
+            _carry_out([plan], here)
+    else:
+        _carry_out([plan], runner)
+    return _rows(plan.units, plan.parts, scorer, fingerprint, plan.folder)
+
+
+class _Plan:
+    """The units of what is missing of one corpus; `todo` are those without a valid part."""
+
+    def __init__(
+        self,
+        missing: pl.DataFrame,
+        corpus: Corpus,
+        scorer: Scorer,
+        folder: Path,
+        fingerprint: str,
+        unit_documents: int,
+    ) -> None:
+        self.scorer, self.fingerprint, self.unit_documents = scorer, fingerprint, unit_documents
+        self.name = f"{scorer.name}: {corpus.source}"
+        self.parts, self.folder = _parts(folder, scorer, fingerprint), _work(folder, scorer)
+        self.units = plan_units(missing, corpus.files, corpus.source, fingerprint, unit_documents)
+        self.todo = _not_done(self.units, self.parts, scorer, fingerprint)
+
+    def work(self, runner: Runner) -> Work:
+        """What the runner is given."""
+        from curation.scoring.blocks import KeepSentence, ReadUnits, ScoreBlock
+
+        tasks, errors = runner.tasks(len(self.todo)), self.folder / "errors"
+        listed = hash_value([[unit.name, unit.file] for unit in self.units])
+        guard.begin(self.folder, {"settings": self.fingerprint, "input": listed, "tasks": tasks}, self.name)
+        shutil.rmtree(errors, ignore_errors=True)
+        write_units(self.folder / "units.parquet", self.todo)
+        return Work(
+            [
+                ReadUnits(self.folder / "units.parquet", self.parts),
+                ScoreBlock(
+                    self.scorer,
+                    self.parts,
+                    unit_documents=self.unit_documents,
+                    fingerprint=self.fingerprint,
+                ),
+                KeepSentence(errors),
+            ],
+            name=self.name,
+            tasks=tasks,
+            logs=self.folder,
+            total=sum(unit.documents for unit in self.todo),
+            missing=lambda: sum(not part_path(self.parts, unit.name).is_file() for unit in self.todo),
+            done=lambda: sum(u.documents for u in self.todo if part_path(self.parts, u.name).is_file()),
+            failed=lambda: any(errors.glob("*.json")),
         )
-        raise_kept_sentence(work / "errors")
-    return _rows(units, parts, scorer, fingerprint, work)
+
+
+def _carry_out(plans: Sequence[_Plan], runner: Runner) -> None:
+    from curation.scoring.blocks import raise_kept_sentence
+
+    plans = [plan for plan in plans if plan.todo]
+    if plans:
+        runner.run([plan.work(runner) for plan in plans])
+    for plan in plans:
+        raise_kept_sentence(plan.folder / "errors")
 
 
 def _not_done(units: Sequence[Unit], parts: Path, scorer: Scorer, fingerprint: str) -> list[Unit]:

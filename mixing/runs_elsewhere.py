@@ -56,19 +56,18 @@ def run_elsewhere(
     def missing() -> int:
         return sum(not is_finished(folder / run.run_id, print_) for run, _, _, print_ in tasks)
 
-    runner.run(
+    work = Work(
         [MakeRuns(tasks), KeepSentence(errors)],
-        Work(
-            name=description,
-            tasks=len(tasks),
-            logs=errors.parent,
-            total=int(total),
-            missing=missing,
-            done=lambda: sum(_tokens_read(task) for task in tasks),
-            failed=lambda: any(errors.glob("*.json")),
-            unit="tokens",
-        ),
+        name=description,
+        tasks=len(tasks),
+        logs=errors.parent,
+        total=int(total),
+        missing=missing,
+        done=lambda: sum(_tokens_read(task) for task in tasks),
+        failed=lambda: any(errors.glob("*.json")),
+        unit="tokens",
     )
+    runner.run([work])
     raise_kept_sentence(errors)
     shutil.rmtree(errors.parent, ignore_errors=True)
 

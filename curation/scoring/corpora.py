@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from curation.documents import Document
-from curation.score_tables import score_files
+from curation.score_tables import score_ahead, score_files
 from curation.scorer import Scorer
 from curation.scoring.corpus import Corpus, spill
 from curation.scoring.execution import Runner
@@ -29,6 +29,21 @@ class ScoredCorpora:
             listing = listing.join(wanted, on="id", how="semi")
         corpus, folder = self.corpora[source], self.scores / source
         return score_files(corpus, scorer, folder, runner=self.runner, listing=listing)
+
+    def ahead(self, scorer: Scorer, wanted: Mapping[str, pl.DataFrame]) -> None:
+        """Score what `table` will be asked for of several sources, side by side."""
+        score_ahead(
+            [
+                (
+                    self.corpora[source],
+                    self.scores / source,
+                    self.listings[source].join(ids, on="id", how="semi"),
+                )
+                for source, ids in wanted.items()
+            ],
+            scorer,
+            self.runner,
+        )
 
     def table_of(self, source: str, scorer: Scorer, wanted: pl.DataFrame) -> pl.DataFrame:
         """As `table`, with the source first: for the cuts that ask for more scores near their cut."""

@@ -58,6 +58,7 @@ class Execution:
 class Work:
     """One pipeline and what is to come of it.
 
+    pipeline : datatrove's steps
     name    : how messages call it
     tasks   : what it is divided into
     logs    : datatrove's logging folder
@@ -68,6 +69,7 @@ class Work:
     unit    : what `total` counts
     """
 
+    pipeline: Sequence[Any]
     name: str
     tasks: int
     logs: Path
@@ -85,9 +87,16 @@ class Runner(Protocol):
         """Tasks for so many units."""
         ...
 
-    def run(self, pipeline: Sequence[Any], work: Work) -> None:
-        """Return when all tasks have ended; MachineError when some were lost too often."""
+    def run(self, works: Sequence[Work]) -> None:
+        """Return when all tasks of all works, which may run side by side, have ended; MachineError when some were
+        lost too often.
+        """
         ...
+
+
+def title(works: Sequence[Work]) -> str:
+    """How a progress line calls them."""
+    return works[0].name if len(works) == 1 else f"{works[0].name} and {len(works) - 1} more"
 
 
 def task_count(execution: Execution, units: int, per_worker: int = TASKS_PER_WORKER) -> int:

@@ -56,19 +56,18 @@ def run_jobs_on(
     def done() -> int:
         return sum(path.is_file() for path in paths)
 
-    runner.run(
+    work = Work(
         [CallJobs(jobs, folder / "results"), KeepSentence(folder / "errors")],
-        Work(
-            name=description,
-            tasks=runner.tasks(len(jobs)),
-            logs=folder / "logs",
-            total=len(jobs),
-            missing=lambda: len(jobs) - done(),
-            done=done,
-            failed=lambda: any((folder / "errors").glob("*.json")),
-            unit=unit,
-        ),
+        name=description,
+        tasks=runner.tasks(len(jobs)),
+        logs=folder / "logs",
+        total=len(jobs),
+        missing=lambda: len(jobs) - done(),
+        done=done,
+        failed=lambda: any((folder / "errors").glob("*.json")),
+        unit=unit,
     )
+    runner.run([work])
     raise_kept_sentence(folder / "errors")
     lost = [job.name for job, path in zip(jobs, paths, strict=True) if not path.is_file()]
     if lost:

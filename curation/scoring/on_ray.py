@@ -13,7 +13,7 @@ from typing import Any
 from curation.atomic import writing_to
 from curation.errors import MachineError, MixwrightError
 from curation.progress import progress
-from curation.scoring.execution import Execution, Work, task_count
+from curation.scoring.execution import Execution, Work, task_count, title
 
 
 class RayRunner:
@@ -33,16 +33,8 @@ class RayRunner:
     def tasks(self, units: int) -> int:
         return task_count(self.execution, units)
 
-    def run(self, pipeline: Sequence[Any], work: Work) -> None:
+    def run(self, works: Sequence[Work]) -> None:
         ray = self._connected()
-        from datatrove.executor import RayPipelineExecutor
-        from loguru import logger
-
-        logger.disable("datatrove.executor.ray")  # its advice on shared folders is in our documentation
-        executor = RayPipelineExecutor(
-            list(pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
-        )
-        logger.enable("datatrove.executor.ray")
         memory = self.execution.memory_gigabytes
         remote = ray.remote(_run_rank).options(
             num_cpus=self.execution.cpus_per_task,
@@ -51,20 +43,21 @@ class RayRunner:
             retry_exceptions=False,
             **({} if memory is None else {"memory": int(memory * 2**30)}),
         )
-        reference = ray.put(executor)
-        waiting = list(range(work.tasks))[::-1]
-        running: dict[Any, int] = {}
+        references = [ray.put(_executor(work)) for work in works]
+        waiting = [(at, rank) for at, work in enumerate(works) for rank in range(work.tasks)][::-1]
+        running: dict[Any, tuple[int, int]] = {}
         try:
-            with progress(work.name, work.total, work.unit) as task:
+            with progress(title(works), sum(work.total for work in works), works[0].unit) as task:
                 while waiting or running:
                     while waiting and len(running) < self.execution.workers:
-                        rank = waiting.pop()
-                        running[remote.remote(reference, rank)] = rank
+                        at, rank = waiting.pop()
+                        running[remote.remote(references[at], rank)] = at, rank
                     ended, _ = ray.wait(list(running), num_returns=1, timeout=self.execution.poll_seconds)
                     for one in ended:
-                        _result(ray, one, running.pop(one), work, self.execution.retries)
-                    task.advance(max(0, work.done() - task.done))
-                    if work.failed():
+                        at, rank = running.pop(one)
+                        _result(ray, one, rank, works[at], self.execution.retries)
+                    task.advance(max(0, sum(work.done() for work in works) - task.done))
+                    if any(work.failed() for work in works):
                         return
         finally:
             for one in running:
@@ -85,6 +78,19 @@ class RayRunner:
             )
             self._started = True
         return ray
+
+
+def _executor(work: Work) -> Any:
+    from datatrove.executor import RayPipelineExecutor
+    from loguru import logger
+
+    logger.disable("datatrove.executor.ray")  # its advice on shared folders is in our documentation
+    try:
+        return RayPipelineExecutor(
+            list(work.pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
+        )
+    finally:
+        logger.enable("datatrove.executor.ray")
 
 
 def _run_rank(executor: Any, rank: int) -> None:

@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datatrove.executor import SlurmPipelineExecutor
 
 from curation.errors import MachineError, RecipeError
 from curation.progress import progress
-from curation.scoring.execution import Execution, Work, task_count
+from curation.scoring.execution import Execution, Work, task_count, title
 
 GRACE_SECONDS = 60.0
 """A shared folder may show another machine's files a little late."""
@@ -26,41 +25,45 @@ class SlurmRunner:
     """Submits with `sbatch`, watches with `squeue`; the run folder must be on a disk that every node sees."""
 
     def __init__(self, execution: Execution) -> None:
-        self.execution, self._job = execution, ""
+        self.execution = execution
+        self._jobs: list[str] = []
 
     def __enter__(self) -> SlurmRunner:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None and self._job and _in_queue(self._job):
-            subprocess.run(["scancel", self._job], check=False, capture_output=True)
+        if kind is not None and (left := [job for job in self._jobs if _in_queue(job)]):
+            subprocess.run(["scancel", *left], check=False, capture_output=True)
 
     def tasks(self, units: int) -> int:
         return task_count(self.execution, units, per_worker=1)
 
-    def run(self, pipeline: Sequence[Any], work: Work) -> None:
+    def run(self, works: Sequence[Work]) -> None:
         _check(self.execution)
-        missing, lost = work.missing(), 0
-        with progress(work.name, work.total, work.unit) as task:
-            while missing and not work.failed():
-                executor = slurm_executor(self.execution, pipeline, work)
-                executor.run()
-                self._job = str(executor.job_id)
-                while _in_queue(self._job):
-                    task.advance(max(0, work.done() - task.done))
+        missing, lost = [work.missing() for work in works], [0] * len(works)
+        with progress(title(works), sum(work.total for work in works), works[0].unit) as task:
+            while any(missing) and not any(work.failed() for work in works):
+                again = [at for at, left in enumerate(missing) if left]
+                for at in again:
+                    executor = slurm_executor(self.execution, works[at])
+                    executor.run()
+                    self._jobs.append(str(executor.job_id))
+                while any(_in_queue(job) for job in self._jobs):
+                    task.advance(max(0, sum(work.done() for work in works) - task.done))
                     time.sleep(self.execution.poll_seconds)
-                self._job = ""
-                left = _settled(work, self.execution.poll_seconds)
-                lost = 0 if left < missing else lost + 1
-                missing = left
-                if missing and lost > self.execution.retries:
-                    raise MachineError(
-                        f"The Slurm job of {work.name} ended {lost} times without progress; {missing} parts are "
-                        "missing",
-                        where=str(work.logs),
-                        remedy="Its logs are in that folder, under `slurm_logs`. Give the tasks more memory or "
-                        "time and run again: what was done is kept",
-                    )
+                self._jobs = []
+                for at in again:
+                    left = _settled(works[at], self.execution.poll_seconds)
+                    lost[at] = 0 if left < missing[at] else lost[at] + 1
+                    missing[at] = left
+                    if left and lost[at] > self.execution.retries:
+                        raise MachineError(
+                            f"The Slurm job of {works[at].name} ended {lost[at]} times without progress; {left} "
+                            "parts are missing",
+                            where=str(works[at].logs),
+                            remedy="Its logs are in that folder, under `slurm_logs`. Give the tasks more memory "
+                            "or time and run again: what was done is kept",
+                        )
 
 
 class JobArray(SlurmPipelineExecutor):
@@ -70,11 +73,11 @@ class JobArray(SlurmPipelineExecutor):
         pass
 
 
-def slurm_executor(execution: Execution, pipeline: Sequence[Any], work: Work) -> JobArray:
+def slurm_executor(execution: Execution, work: Work) -> JobArray:
     """The job array of these settings; `run` submits it."""
     memory = execution.memory_gigabytes
     return JobArray(
-        list(pipeline),
+        list(work.pipeline),
         tasks=work.tasks,
         workers=min(execution.workers, work.tasks),
         time=execution.time,

@@ -9,7 +9,7 @@ from typing import Any
 from curation.atomic import writing_to
 from curation.errors import RecipeError
 from curation.progress import progress
-from curation.scoring.execution import Execution, Work, task_count
+from curation.scoring.execution import Execution, Work, task_count, title
 from curation.workers import Advance, Job, Workers
 
 
@@ -28,26 +28,32 @@ class LocalRunner:
     def tasks(self, units: int) -> int:
         return task_count(self.execution, units)
 
-    def run(self, pipeline: Sequence[Any], work: Work) -> None:
+    def run(self, works: Sequence[Work]) -> None:
+        total, unit = sum(work.total for work in works), works[0].unit
         if self.execution.workers == 0:
-            with progress(work.name, work.total, work.unit) as task:
-                for rank in range(work.tasks):
-                    _listen(pipeline, task.advance)
-                    _exhaust(pipeline, rank, work.tasks)
+            with progress(title(works), total, unit) as task:
+                for work in works:
+                    for rank in range(work.tasks):
+                        _listen(work.pipeline, task.advance)
+                        _exhaust(work.pipeline, rank, work.tasks)
             return
-        from datatrove.executor import LocalPipelineExecutor
-
-        _importable(pipeline)
-        executor = LocalPipelineExecutor(
-            list(pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
-        )
-        jobs = [
-            Job(f"{work.name}, task {rank} of {work.tasks}", run_task, (executor, rank))
-            for rank in range(work.tasks)
-        ]
+        jobs = [job for work in works for job in _jobs(work)]
         self.workers.run(
-            jobs, description=work.name, total=work.total, unit=work.unit, retries=self.execution.retries
+            jobs, description=title(works), total=total, unit=unit, retries=self.execution.retries
         )
+
+
+def _jobs(work: Work) -> list[Job]:
+    from datatrove.executor import LocalPipelineExecutor
+
+    _importable(work.pipeline)
+    executor = LocalPipelineExecutor(
+        list(work.pipeline), tasks=work.tasks, logging_dir=str(work.logs), skip_completed=False
+    )
+    return [
+        Job(f"{work.name}, task {rank} of {work.tasks}", run_task, (executor, rank))
+        for rank in range(work.tasks)
+    ]
 
 
 def run_task(argument: tuple[Any, int], advance: Advance) -> None:

@@ -14,7 +14,7 @@ import pytest
 from curation.atomic import hash_folder
 from curation.errors import DataError
 from curation.near_duplicates import NearDuplicateSettings, find_near_duplicates
-from curation.score_tables import score_files
+from curation.score_tables import score_ahead, score_files
 from curation.scoring.execution import Execution, Runner
 from curation.scoring.runners import open_runner
 from tests.curation.fakes import DiesOnce, Length
@@ -28,7 +28,9 @@ def test_a_killed_ray_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     whole = corpus(tmp_path / "d", 200)
+    few = corpus(tmp_path / "few", 20, files=1)
     score_files(whole, Length(), tmp_path / "here", unit_documents=10)
+    score_files(few, Length(), tmp_path / "few-here", unit_documents=10)
     model = tmp_path / "model"
     model.mkdir()
     ray.init(
@@ -55,10 +57,14 @@ def test_a_killed_ray_worker_changes_nothing(tmp_path: Path, monkeypatch: pytest
         killer.start()
         with open_runner(Execution(kind="ray", workers=2, tasks=8, poll_seconds=0.5)) as runner:
             slow = Length(seconds=0.15, model=str(model))
-            score_files(whole, slow, tmp_path / "ray", unit_documents=10, runner=runner)
+            both = [(whole, tmp_path / "ray", whole.listing()), (few, tmp_path / "few-ray", few.listing())]
+            score_ahead(both, slow, runner, unit_documents=10)
+            for found, place, _ in both:
+                score_files(found, slow, place, unit_documents=10, runner=runner)
             killer.join()
             assert killed
             assert hash_folder(tmp_path / "ray") == hash_folder(tmp_path / "here")
+            assert hash_folder(tmp_path / "few-ray") == hash_folder(tmp_path / "few-here")
             assert len(list(model.iterdir())) <= 4  # a model for each process, not for each of 8 tasks
             bad = documents(200)[35]
             with pytest.raises(DataError, match=f"failed on the document {bad.id}: ValueError"):

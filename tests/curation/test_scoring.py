@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from curation.atomic import hash_file, hash_folder, write_json
 from curation.documents import Document, document_id, write_documents
 from curation.errors import DataError, MachineError, RecipeError
-from curation.score_tables import score_files
+from curation.score_tables import score_ahead, score_files
 from curation.scoring import guard
 from curation.scoring.blocks import ReadUnits
 from curation.scoring.corpus import Corpus, check_ids, corpus_of
@@ -115,6 +115,42 @@ def test_the_bytes_do_not_depend_on_workers_tasks_or_the_order_of_files(tmp_path
             assert not [p for p in (tmp_path / name).iterdir() if "parts" in p.name or "work" in p.name]
 
 
+def test_sources_of_one_unit_each_are_scored_side_by_side(tmp_path: Path) -> None:
+    class Never:
+        def tasks(self, units: int) -> int:
+            return units
+
+        def run(self, works: Any) -> None:
+            pytest.fail("scored again")
+
+    model = tmp_path / "model"
+    model.mkdir()
+    scorer = Length(model=str(model))
+    small = {
+        name: corpus(tmp_path / name, count, files=1) for name, count in (("a", 30), ("b", 20), ("c", 9))
+    }
+    alone = {name: score_files(found, scorer, tmp_path / "alone" / name) for name, found in small.items()}
+    for mark in model.iterdir():
+        mark.unlink()
+    wanted = [(found, tmp_path / "together" / name, found.listing()) for name, found in small.items()]
+    with open_runner(Execution(workers=2)) as runner:
+        score_ahead(wanted[:1], scorer, runner)
+        assert len(list(model.iterdir())) == 1
+        score_ahead(wanted, scorer, runner)
+    assert len(list(model.iterdir())) == 2  # both workers had something to do
+    for name, found in small.items():
+        table = score_files(found, scorer, tmp_path / "together" / name, runner=Never())
+        assert table.equals(alone[name])
+    assert hash_folder(tmp_path / "together") == hash_folder(tmp_path / "alone")
+    bad = documents(9)[4]
+    failing = Length(fail=bad.text, setting=2)
+    with (
+        open_runner(Execution(workers=2)) as runner,
+        pytest.raises(DataError, match=f"failed on the document {bad.id}: ValueError"),
+    ):
+        score_ahead(wanted, failing, runner)
+
+
 def test_only_what_is_wanted_and_missing_is_scored(tmp_path: Path) -> None:
     whole = corpus(tmp_path / "d")
     chosen = pl.Series("id", [d.id for d in documents(230)[::3]])
@@ -191,9 +227,9 @@ def test_missing_results_are_never_taken_as_done(tmp_path: Path) -> None:
         def tasks(self, units: int) -> int:
             return 1
 
-        def run(self, pipeline: Any, work: Any) -> None:
-            (work.logs / "completions").mkdir()
-            (work.logs / "completions" / "00000").touch()
+        def run(self, works: Any) -> None:
+            (works[0].logs / "completions").mkdir()
+            (works[0].logs / "completions" / "00000").touch()
 
     with pytest.raises(MachineError, match="are missing or damaged"):
         score_files(corpus(tmp_path / "d", 5), Length(), tmp_path / "s", runner=Idle())

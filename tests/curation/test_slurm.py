@@ -10,7 +10,7 @@ import pytest
 
 from curation.atomic import hash_folder
 from curation.errors import MachineError, RecipeError
-from curation.score_tables import score_files
+from curation.score_tables import score_ahead, score_files
 from curation.scoring.execution import Execution
 from curation.scoring.runners import open_runner
 from tests.curation.fakes import Length
@@ -59,7 +59,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_job_array_is_submitted_and_again_for_what_was_lost(tmp_path: Path, cluster: Path) -> None:
     whole = corpus(tmp_path / "d", 60)
+    few = corpus(tmp_path / "few", 8, files=1)
     score_files(whole, Length(), tmp_path / "here", unit_documents=10)
+    score_files(few, Length(), tmp_path / "few-here", unit_documents=10)
     execution = Execution(
         kind="slurm",
         workers=2,
@@ -72,9 +74,15 @@ def test_the_job_array_is_submitted_and_again_for_what_was_lost(tmp_path: Path, 
         poll_seconds=0.2,
     )
     with open_runner(execution) as runner:
-        score_files(whole, Length(), tmp_path / "slurm-scores", unit_documents=10, runner=runner)
+        places = [(whole, tmp_path / "slurm-scores"), (few, tmp_path / "slurm-few")]
+        wanted = [(found, place, found.listing()) for found, place in places]
+        score_ahead(wanted, Length(), runner, unit_documents=10)  # both in the queue at the same time
+        assert sorted(job.name for job in cluster.iterdir()) == ["1", "2", "3"]
+        for found, place in places:
+            score_files(found, Length(), place, unit_documents=10, runner=runner)
     assert hash_folder(tmp_path / "slurm-scores") == hash_folder(tmp_path / "here")
-    assert sorted(job.name for job in cluster.iterdir()) == ["1", "2"]
+    assert hash_folder(tmp_path / "slurm-few") == hash_folder(tmp_path / "few-here")
+    assert len(list(cluster.iterdir())) == 3
     script = (cluster / "1" / "script").read_text()
     wanted = {"array=0-1%2", "partition=gpu", "gpus=1", "mem-per-cpu=8G", "cpus-per-task=1", "time=01:00:00"}
     directives = {
