@@ -17,6 +17,7 @@ from typing import Any
 from curation.errors import MixwrightError
 from curation.memory import keep_freed_memory
 from curation.progress import set_progress_mode
+from curation.quiet_libraries import quiet_libraries
 
 _PR_SET_PDEATHSIG = 1
 REPORT_SECONDS = 0.5
@@ -28,6 +29,7 @@ def serve(descriptor: int, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it stops its workers.
     set_progress_mode("quiet")
+    quiet_libraries()
     keep_freed_memory()
     connection = Connection(descriptor)
     while True:

@@ -12,8 +12,6 @@ of torch's kernels (probes.packed_weights) and bfloat16 flows between them; 8da8
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from torch import nn
 
 from curation.errors import MachineError, RecipeError
+from curation.quiet_libraries import quiet_import
 from probes.packed_weights import pack
 from training.model import Decoder
 from training.start import load_start
@@ -106,12 +105,8 @@ def deploy(folder: Path | str, precision: str, *, device: str | torch.device = "
 
 
 def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> None:
-    # Its import tells about extensions for other machines that it cannot load.
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_import():
             from torchao.quantization import (
                 Int8DynamicActivationInt8WeightConfig,
                 Int8DynamicActivationIntxWeightConfig,
@@ -146,8 +141,6 @@ def _quantize(decoder: Decoder, head: nn.Module, precision: str, group: int) -> 
             where=precision,
             remedy='Install it: pip install "torchao>=0.14"',
         ) from error
-    finally:
-        logging.disable(level)
 
 
 def _group(decoder: Decoder, precision: str) -> int:

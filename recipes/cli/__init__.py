@@ -11,6 +11,7 @@ from rich.console import Console
 
 from curation.errors import MachineError, MixwrightError
 from curation.progress import set_progress_mode
+from curation.quiet_libraries import quiet_libraries
 from recipes.cli.command_list import CommandList
 
 INTERRUPTED = 130
@@ -40,6 +41,7 @@ def _main(
     from recipes.cli.output import expect_json
 
     expect_json(False)
+    quiet_libraries()
     if quiet or plain:
         set_progress_mode("quiet" if quiet else "plain")
 
