@@ -12,7 +12,7 @@ TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 def quiet_libraries() -> None:
-    """Only errors of the `TALKATIVE` loggers are shown: for our own commands and their workers, not for other programs."""
+    """Show only errors of the `TALKATIVE` loggers; for our commands and their workers, not for other programs."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 
