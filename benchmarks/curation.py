@@ -11,6 +11,7 @@ SECTIONS = {
     "selection": "benchmarks.curation_scale:selection",
     "overhead": "benchmarks.curation_scale:overhead",
     "classifier": "benchmarks.curation_models:classifier",
+    "recheck": "benchmarks.curation_recheck:recheck",
     "embedding": "benchmarks.curation_models:embedding",
     "deduplication": "benchmarks.curation_dedup:deduplication",
     "clusters": "benchmarks.curation_dedup:clusters",
