@@ -12,7 +12,7 @@ SECTIONS = {
     "overhead": "benchmarks.curation_scale:overhead",
     "classifier": "benchmarks.curation_models:classifier",
     "recheck": "benchmarks.curation_recheck:recheck",
-    "embedding": "benchmarks.curation_models:embedding",
+    "embedding": "benchmarks.curation_embedding:embedding",
     "deduplication": "benchmarks.curation_dedup:deduplication",
     "clusters": "benchmarks.curation_dedup:clusters",
     "templated": "benchmarks.curation_templates:templated",

@@ -12,10 +12,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from benchmarks.measure import CORPORA, machine, publish, table
 from curation.documents import Document
 
 NAMES = ("stackexchange", "math_text", "wiki", "formal", "books")
-CUT, THRESHOLD = 4, 0.9
+CUT = 4
 POOL = 1000
 """Documents that the classifier's are drawn from, in a fixed random order: a longer draw holds the shorter one."""
 PASSING = (0.1, 0.05, 0.01)
@@ -94,7 +92,7 @@ def classifier(
     )
     header = ["pipeline", "pass", "in float32 too", "documents per CPU-second", "times the first", "changed"]
     facts = machine("torch", "transformers")
-    publish("curation: classifier", f"{heading}{table(header, rows)}\n{_peaks()}\n\n{facts}\n", write=write)
+    publish("curation: classifier", f"{heading}{table(header, rows)}\n{peaks()}\n\n{facts}\n", write=write)
 
 
 def _timed_rounds(
@@ -128,18 +126,18 @@ def _classifier_rows(scores: dict[str, np.ndarray], rounds: list[dict[str, float
     exact = scores["float32"].astype(np.float64)
     cuts = [float(CUT), *(float(np.quantile(exact, 1 - share)) for share in PASSING)]
     rows: list[list[Any]] = [
-        ["transformers, float32, file order, batches of 32", "", "", *_speed(rounds, "naive", 0), ""],
-        ["ours, float32", "", "", *_speed(rounds, "float32", 0), ""],
+        ["transformers, float32, file order, batches of 32", "", "", *speed(rounds, "naive", 0), ""],
+        ["ours, float32", "", "", *speed(rounds, "float32", 0), ""],
     ]
     for name in ("bfloat16", "int8"):
         alone = [int(((exact > cut) != (scores[name] > cut)).sum()) for cut in cuts]
-        rows.append([f"ours, {name} alone", "", "", *_speed(rounds, name, 0), ", ".join(map(str, alone))])
+        rows.append([f"ours, {name} alone", "", "", *speed(rounds, name, 0), ", ".join(map(str, alone))])
         for cut in cuts:
             report, changed = rechecked(EducationalRule("raw", cut), exact, scores[name], name)
             share = report.rechecked / report.documents
             passed = f"{100 * np.mean(exact > cut):.0f} %"
             rows.append(
-                [f"ours, {name} and recheck", passed, report.rechecked, *_speed(rounds, name, share), changed]
+                [f"ours, {name} and recheck", passed, report.rechecked, *speed(rounds, name, share), changed]
             )
         chance = np.random.default_rng(0)
         drawn = chance.choice(exact, COMPUTED) + JITTER * chance.standard_normal(COMPUTED)
@@ -149,7 +147,7 @@ def _classifier_rows(scores: dict[str, np.ndarray], rounds: list[dict[str, float
             share = report.rechecked / report.documents
             passed = f"{100 * np.mean(drawn > cut):.0f} %"
             label = f"ours, {name} and recheck, {COMPUTED:,}, computed"
-            rows.append([label, passed, report.rechecked, *_speed(rounds, name, share), changed])
+            rows.append([label, passed, report.rechecked, *speed(rounds, name, share), changed])
     return rows
 
 
@@ -166,7 +164,7 @@ def _scores_in_pieces(found: list[Document], scorer: Any, folder: Path, size: in
     return np.concatenate(pieces)
 
 
-def _peaks(rows: int = 2048, size: int = 768) -> str:
+def peaks(rows: int = 2048, size: int = 768) -> str:
     """What this processor's products reach in each format, so that it can be seen what could be had at all."""
     from curation.int8 import Int8Product, fast_int8
     from curation.packed_encoder import HalfLinear, Site
@@ -185,7 +183,7 @@ def _peaks(rows: int = 2048, size: int = 768) -> str:
     return f"Products of {rows} x {size} with {size} x {4 * size}, G operations per CPU-second: {', '.join(speeds)}."
 
 
-def _speed(rounds: list[dict[str, float]], name: str, in_float32: float) -> list[str]:
+def speed(rounds: list[dict[str, float]], name: str, in_float32: float) -> list[str]:
     """Documents per CPU-second and how often the naive pipeline's, when a share of them is scored in float32 too."""
     seconds = np.array([one[name] + in_float32 * one["float32"] for one in rounds])
     times = np.array([one["naive"] for one in rounds]) / seconds
@@ -241,145 +239,3 @@ def _naive_scores(folder: Path, texts: list[str], batch: int = 32) -> tuple[np.n
             tokens += int(inputs["attention_mask"].sum())
             scores.append(model(**inputs).logits.squeeze(-1).numpy())
     return np.concatenate(scores), tokens
-
-
-def embedding(
-    *,
-    write: bool,
-    documents: int = 2000,
-    timed_every: int = 20,
-    model: Path | None = None,
-    model_name: str = "the given folder",
-    scratch: Path | None = None,
-) -> None:
-    """sentence-transformers' default encode and ours in each format, with the recheck.
-
-    model : folder of a sentence-transformers model; without it, MiniLM-L6's shape with random weights
-    All documents are embedded by all; the speeds are those of every `timed_every`-th, one format after another. Pieces
-    are kept in `scratch`, so that it can be called again until all are there.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    from curation.embedding import embed
-
-    torch.set_num_threads(1)
-    texts = [text for name in NAMES for text in real_texts(name, documents // len(NAMES))]
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) if scratch is None else scratch
-        folder = model or _embedder_folder(Path(temporary), texts)
-        library = SentenceTransformer(str(folder), device="cpu")
-
-        def theirs(some: list[str]) -> np.ndarray:
-            return np.asarray(library.encode(some, normalize_embeddings=True, show_progress_bar=False))
-
-        works: dict[str, Callable[[list[str]], np.ndarray]] = {"sentence-transformers, default": theirs}
-        for name in ("float32", "bfloat16", "int8"):
-            works[f"ours, {name}"] = partial(embed, model=folder, precision=name)
-        some, cost, vectors = texts[::timed_every], {}, {}
-        for name, work in works.items():
-            work(texts[:2])
-            cost[name] = timed(lambda work=work: work(some))[0] / len(some)  # type: ignore[misc]
-        for name, work in works.items():
-            vectors[name] = _vectors_in_pieces(texts, work, place / name)
-        rows, sentences = _embedding_rows(texts, vectors, cost)
-        weights = f"weights of {model_name}" if model else "random weights"
-    heading = (
-        f"## Embeddings, {_named(library)}, one thread\n\n"
-        f"{len(texts)} documents of five corpora, {weights}; errors are over all pairs of them. Speeds are CPU time of "
-        f"{len(some)} of them, one round. " + " ".join(sentences) + "\n\n"
-    )
-    header = [
-        "pipeline",
-        "documents per CPU-second",
-        "times the first",
-        "largest cosine error",
-        "changed pairs",
-    ]
-    facts = machine("torch", "transformers", "sentence-transformers")
-    publish(
-        "curation: embedding", f"{heading}{table(header, rows)}\n{_peaks(size=384)}\n\n{facts}\n", write=write
-    )
-
-
-def _named(library: Any) -> str:
-    config = library[0].auto_model.config
-    return f"{config.num_hidden_layers} x {config.hidden_size}, {library.max_seq_length} tokens"
-
-
-def _vectors_in_pieces(
-    texts: list[str], work: Callable[[list[str]], np.ndarray], folder: Path, size: int = 200
-) -> np.ndarray:
-    """Vectors of all texts; pieces that `folder` has are not computed again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pieces = []
-    for start in range(0, len(texts), size):
-        path = folder / f"{start:06d}.npy"
-        if not path.exists():
-            np.save(folder / "unfinished.npy", work(texts[start : start + size]))
-            (folder / "unfinished.npy").rename(path)
-        pieces.append(np.load(path))
-    return np.concatenate(pieces)
-
-
-def _embedding_rows(
-    texts: list[str], vectors: dict[str, np.ndarray], cost: dict[str, float]
-) -> tuple[list[list[Any]], list[str]]:
-    """The lines of the table at `THRESHOLD`, and what each recheck says of itself."""
-    from curation import embedding_recheck
-    from curation.semantic_duplicates import find_duplicates
-
-    (first, exact), naive = next(iter(vectors.items())), next(iter(cost.values()))
-    where = {text: i for i, text in enumerate(texts)}
-    truth = {pair[:2] for pair in find_duplicates(vectors["ours, float32"], THRESHOLD)}
-
-    def row(name: str, seconds: float, found: np.ndarray) -> list[Any]:
-        error = np.abs(found @ found.T - exact @ exact.T).max()
-        changed = len(truth ^ {pair[:2] for pair in find_duplicates(found, THRESHOLD)})
-        return [name, f"{1 / seconds:.1f}", f"{naive / seconds:.2f}", f"{error:.2g}", changed]
-
-    rows = [row(name if name in (first, "ours, float32") else f"{name} alone", cost[name], found)
-            for name, found in vectors.items()]  # fmt: skip
-    sentences = []
-    for name in ("bfloat16", "int8"):
-
-        def known(some: list[str], model: Any, *, precision: str = "float32", **others: Any) -> np.ndarray:
-            return vectors[f"ours, {precision}"][[where[text] for text in some]]
-
-        with mock.patch.object(embedding_recheck, "embed", known):
-            found, report = embedding_recheck.embed_near(texts, "", THRESHOLD, precision=name)
-        assert report is not None
-        seconds = cost[f"ours, {name}"] + cost["ours, float32"] * report.rechecked / report.documents
-        rows.append(row(f"ours, {name} and recheck of {report.rechecked}", seconds, found))
-        inside = (report.rechecked - report.sample) / max(1, report.documents - report.sample)
-        again = (report.sample + inside * (10_000 - report.sample)) / 10_000
-        seconds = cost[f"ours, {name}"] + cost["ours, float32"] * again
-        rows.append(
-            [
-                "the same for 10,000 documents, computed",
-                f"{1 / seconds:.1f}",
-                f"{naive / seconds:.2f}",
-                "-",
-                "-",
-            ]
-        )
-        sentences.append(report.sentence())
-    return rows, sentences
-
-
-def _embedder_folder(scratch: Path, texts: list[str]) -> Path:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from curation.rater_tokenizer import train_rater_tokenizer
-
-    sample = [text[:20_000] for text in texts]
-    tokenizer = train_rater_tokenizer(sample, scratch / "tokenizer", vocabulary=16_000)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(scratch / "bert")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    BertModel(BertConfig(**shape, initializer_range=0.05)).save_pretrained(scratch / "bert")
-    transformer = Transformer(str(scratch / "bert"), max_seq_length=256)
-    modules = [transformer, Pooling(384, pooling_mode="mean"), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(scratch / "st"), create_model_card=False)
-    return scratch / "st"
