@@ -1,17 +1,17 @@
 """Verdicts of a bfloat16 or int8 pass that are those of float32: what could change is scored again.
 
 A random sample of the source is scored in float32 too. From the differences a law of the format's errors is learnt
-(`error_law`): a systematic part, which is taken away, and what is left. It gives every document a chance that its
-float32 score lies on the other side of the cut. The documents nearest to the cut are scored in float32 until the
-chances of all others add up to at most `RISK`. Each of them is one more measured difference, and the law is learnt
-anew after every round: differences that contradict it make the search wider, hundreds that agree make it narrower.
+(`error_law`): a systematic part, which is taken away, and what is left. The documents nearest to the cut are scored in
+float32 until, by that law, at most `RISK` of the others are expected on the wrong side of the cut. Each of them is one
+more measured difference, and the law is learnt anew after every round: differences that contradict it make the
+search wider, hundreds that agree make it narrower.
 
-The promise: the expected number of verdicts that differ from float32's is at most `RISK` for each source of any
-size, so that with a chance of at least 1 - RISK there is none (2 RISK and 1 - RISK for `top X`, where a document
-that comes in pushes one out). It holds as far as the errors of the documents beyond are like those of the measured
-ones, of which most are the beyond's nearest neighbours, and follow laws of the family; a kind of error that is
-rarer than one in all that were measured, and larger than heavy tails explain, would not be seen.
-tests/curation/test_error_law.py and docs/benchmarks.md have simulations of the promise.
+The promise: for a source of any size, the expected number of documents on the wrong side is at most `RISK`, and so the
+chance that there is any. (Under `top X` one that comes in pushes another out, which makes two changed verdicts.) This
+is an average over the laws that what was measured leaves possible. It holds as far as the errors of the documents
+beyond are like those of the measured ones, most of which are the nearest to them, and follow laws of the family. A
+kind of error that is rarer than one in all that were measured, and larger than heavy tails explain, is not seen.
+docs/benchmarks.md has simulations, also of laws for which it holds less well.
 
 float32 itself is not exact: a score depends on the texts that it was padded beside by about 1e-6 of its size. The
 documents so near to the cut that this could decide are counted (`knife_edge`).
@@ -43,6 +43,8 @@ from curation.scorer import Scorer
 RISK = 0.05
 SAMPLE = 32
 _FLOAT32_NOISE = 1e-5
+_MANY, _STEPS = 200_000, np.geomspace(1e-3, 1e7, 4000)
+"""Beyond so many documents their distances are counted in these steps, in units of the law's scale."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Recheck:
         )
         if self.rechecked == self.documents:
             return told.strip()
+        if self.band > 1e300:
+            return f"{told}No score can change a verdict of `{self.rule}`."
         return told + (
             f"The others lie at least {self.band:.2g} from the cut of `{self.rule}`. Differences were "
             f"{self.systematic:.2g}, which was taken away, and up to {self.largest:.2g} around that, with a scale of "
@@ -193,11 +197,12 @@ class _Search:
         cut = _cut(self.best, rule)
         distance = np.abs(self.best - cut)
         open_ = distance[rows]
-        band = _band(distance, law, risk)
+        checked = self.open | self.measured  # scores that were reused have no error
+        band = _band(distance[checked], law, risk)
         inside = rows[np.argsort(open_, kind="stable")][: int((open_ <= band).sum())]
         if not len(inside):
             self.band = float(min(open_.min(), np.finfo(np.float64).max))
-            self.risk = float(law.chance(distance + self.band).sum())
+            self.risk = float(law.chance(distance[checked] + self.band).sum())
         return np.asarray(inside[: max(SAMPLE, int(self.measured.sum()) // 2)])
 
     def report(self, rule: EducationalRule, first: str, sample: int) -> Recheck:
@@ -222,14 +227,23 @@ def _band(distance: np.ndarray, law: ErrorLaw, risk: float) -> float:
     distance + band. So the sum of these chances over all documents counts those that are seen where they do not
     belong, however differently dense the scores are on both sides.
     """
-    if np.sum(law.chance(distance)) <= risk:
-        return -1.0
+    count: np.ndarray = np.ones(len(distance))
     narrow, wide = 0.0, float(distance[np.isfinite(distance)].max(initial=0.0))
-    if np.sum(law.chance(distance + wide)) > risk:
+    if len(distance) > _MANY:  # a little nearer than they are, all of one step together
+        steps = np.append(0.0, law.scale * _STEPS)
+        count = np.bincount(np.searchsorted(steps, distance, side="right") - 1, minlength=len(steps))
+        distance = steps
+
+    def beyond(band: float) -> float:
+        return float(np.sum(count * law.chance(distance + band)))
+
+    if beyond(0.0) <= risk:
+        return -1.0
+    if beyond(wide) > risk:
         return wide
     for _ in range(40):
         middle = (narrow + wide) / 2
-        narrow, wide = (narrow, middle) if np.sum(law.chance(distance + middle)) <= risk else (middle, wide)
+        narrow, wide = (narrow, middle) if beyond(middle) <= risk else (middle, wide)
     return wide
 
 

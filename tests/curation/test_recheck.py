@@ -195,6 +195,35 @@ def test_where_no_score_can_change_a_verdict_only_the_sample_is_scored(rule: str
     assert decision.recheck is not None and decision.recheck.rechecked == decision.recheck.sample == 32
     assert decision.passing.height == (0 if "9" in rule else 200)
     assert read_json(tmp_path / "educational_recheck.json")["band"] > 1e300
+    assert decision.recheck.sentence("s").endswith(f"No score can change a verdict of `{rule}`.")
+
+
+def test_many_documents_are_counted_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As good as exactly, and never with more risk."""
+    chance = np.random.default_rng(2)
+    exact = chance.uniform(2, 4, 3000)
+    table, score = made_up(exact, exact + 0.02 * chance.standard_normal(3000))
+    found = []
+    for many in (10**6, 100):
+        monkeypatch.setattr("curation.recheck._MANY", many)
+        found.append(decide(table, parse_rule("raw > 3"), ROUGH, tmp_path, score).recheck)
+    one, steps = found
+    assert one is not None and steps is not None
+    assert one.rechecked <= steps.rechecked <= 1.02 * one.rechecked
+
+
+def test_scores_that_were_reused_do_not_count_as_rough(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3)
+    exact = chance.uniform(2, 4, 3000)
+    rough = exact + 0.02 * chance.standard_normal(3000)
+    reused = np.arange(3000) % 10 > 0
+    table, score = made_up(exact, np.where(reused, exact, rough))
+    table = table.with_columns(educational_bits=pl.Series(np.where(reused, 32, 8).astype(np.float32)))
+    mixed = decide(table, parse_rule("raw > 3"), ROUGH, tmp_path, score)
+    few, known = table.filter(pl.col("educational_bits") == 8), mixed.recheck
+    alone = decide(few, parse_rule("raw > 3"), ROUGH, tmp_path, score).recheck
+    assert known is not None and alone is not None and known.rechecked == alone.rechecked < 150
+    assert mixed.passing["id"].to_list() == [f"{i:05d}" for i in np.flatnonzero(exact > 3)]
 
 
 def test_float32_tables_are_simply_decided(both: tuple[pl.DataFrame, pl.DataFrame], tmp_path: Path) -> None:
