@@ -44,7 +44,7 @@ LAWS: dict[str, Noise] = {
     "exponential (one-sided)": lambda chance, n: chance.exponential(size=n) - 1,
     "log-normal (one-sided)": lambda chance, n: np.exp(0.7 * chance.standard_normal(n)) - np.exp(0.245),
 }
-"""Errors in units of `SCALE`; the last three are none of the laws that a recheck thinks of."""
+"""Errors in units of `SCALE`; the uniform and the one-sided ones are none of the laws that a recheck thinks of."""
 
 
 def recheck(*, write: bool, scratch: Path | None = None) -> None:

@@ -11,7 +11,8 @@ chance that there is any. (Under `top X` one that comes in pushes another out, w
 is an average over the laws that what was measured leaves possible. It holds as far as the errors of the documents
 beyond are like those of the measured ones, most of which are the nearest to them, and follow laws of the family. A
 kind of error that is rarer than one in all that were measured, and larger than heavy tails explain, is not seen.
-docs/benchmarks.md has simulations, also of laws for which it holds less well.
+docs/benchmarks.md has simulations: 0 to 0.09 changed verdicts in sources of 1,000 documents, 0 to 0.18 in those of
+10,000, by the law; none with normal errors.
 
 float32 itself is not exact: a score depends on the texts that it was padded beside by about 1e-6 of its size. The
 documents so near to the cut that this could decide are counted (`knife_edge`).
