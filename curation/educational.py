@@ -157,10 +157,6 @@ class EducationalClassifier:
         """The same classifier in float32, whose table stands beside this one's."""
         return replace(self, precision="float32", name=f"{self.name}_float32")
 
-    def in_bfloat16(self) -> EducationalClassifier:
-        """The same classifier in bfloat16, whose table stands beside this one's."""
-        return replace(self, precision="bfloat16", name=f"{self.name}_bfloat16")
-
     def fingerprint(self) -> dict[str, Any]:
         """Model, truncation and reuse; the batch size and device only move last bits, but are settings
         too.

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from curation.atomic import replacing_folder
-from curation.batches import HEAD_CHARACTERS_PER_TOKEN, length_sorted_batches, one_thread
+from curation.batches import HEAD_CHARACTERS_PER_TOKEN, length_sorted_batches, one_thread, padded
 from curation.errors import DataError, RecipeError
 from curation.int8 import fast_int8, to_int8
 from curation.memory import keep_freed_memory
@@ -31,9 +32,10 @@ from curation.score_tables import model_fingerprint
 CHUNK_TEXTS = 512
 BATCH_TOKENS = 2048
 """Of a forward pass of a packed encoder: what lies between its products fits a CPU's cache."""
-CHARACTERS_PER_TOKEN = 4
 SHORT_HEAD_CHARACTERS_PER_TOKEN = 6
 """Enough of nearly every text; where it falls short, `HEAD_CHARACTERS_PER_TOKEN` is tried, and then all of it."""
+_CLEARLY_MORE = 12
+"""Tokens, with the tokenizer's own, that a head must have beyond what the encoder reads to stand for its text."""
 
 
 def embed(
@@ -76,9 +78,13 @@ def embedded_chunks(
     bits = {"int8": 8, "bfloat16": 16, "float32": 32}[resolve_embedding(precision, device)]
     encoder = _load(str(model), device, bits, str(model_fingerprint(str(model))))
     for first in range(start, len(texts), CHUNK_TEXTS):
-        chunk = heads(encoder, texts[first : first + CHUNK_TEXTS])
+        chunk = texts[first : first + CHUNK_TEXTS]
         with one_thread():
-            vectors = _encoded(encoder, chunk, batch_texts)
+            if packs(encoder):
+                vectors = _packed_vectors(encoder, chunk)
+            else:
+                options = {"show_progress_bar": False, "convert_to_numpy": True}
+                vectors = np.asarray(encoder.encode(heads(encoder, chunk), batch_size=batch_texts, **options))
         exact = vectors.astype(np.float64)
         if not np.isfinite(exact).all():
             place = first + int(np.flatnonzero(~np.isfinite(exact).all(axis=1))[0])
@@ -109,18 +115,60 @@ def in_eight_bits(site: Site, layers: int) -> bool:
     return site.name == "up" and site.layer >= layers // 3
 
 
-def _encoded(encoder: Any, texts: list[str], batch_texts: int) -> np.ndarray:
-    """Vectors of a chunk, as the encoder gives them; a packed encoder gets batches that fit the cache."""
-    options = {"show_progress_bar": False, "convert_to_numpy": True}
+def packs(encoder: Any) -> bool:
+    """Whether texts can be given to a packed encoder as tokens: nothing but its tokenizer happens before."""
     body = getattr(encoder[0], "auto_model", None)
-    if not texts or not isinstance(getattr(body, "encoder", None), PackedEncoder):
-        return np.asarray(encoder.encode(texts, batch_size=batch_texts, **options))
-    most = encoder.max_seq_length or BATCH_TOKENS
-    guessed = [min(most, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
+    return (
+        isinstance(getattr(body, "encoder", None), PackedEncoder)
+        and bool(encoder.max_seq_length)
+        and not getattr(encoder, "default_prompt_name", None)
+        and getattr(encoder, "truncate_dim", None) is None
+        and getattr(encoder.tokenizer, "is_fast", False)
+        and encoder.tokenizer.truncation_side == "right"
+    )
+
+
+def _packed_vectors(encoder: Any, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of a chunk, as the encoder gives them, in batches of like lengths that fit the cache."""
+    rows = token_rows(encoder, texts)
     vectors = np.empty((len(texts), encoder.get_embedding_dimension()), dtype=np.float32)
-    for batch in length_sorted_batches(guessed, BATCH_TOKENS):
-        vectors[batch] = encoder.encode([texts[i] for i in batch], batch_size=len(batch), **options)
+    with torch.inference_mode():
+        for batch in length_sorted_batches([len(row) for row in rows], BATCH_TOKENS):
+            ids, mask = padded([rows[i] for i in batch], encoder.tokenizer.pad_token_id, "right")
+            found = encoder({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+            vectors[batch] = found.float().numpy()
     return vectors
+
+
+def token_rows(encoder: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text with the tokenizer's own, cut to what the encoder reads.
+
+    Only a head of a long text is tokenised; should it have no more than the encoder reads, a longer one is.
+    """
+    tokenizer: Any = encoder.tokenizer
+    rows: list[list[int]] = [[] for _ in texts]
+    todo = list(range(len(texts)))
+    for per_token in (SHORT_HEAD_CHARACTERS_PER_TOKEN, HEAD_CHARACTERS_PER_TOKEN, None):
+        if not todo:
+            break
+        characters = None if per_token is None else encoder.max_seq_length * per_token
+        starts = [_start(texts[i], characters) for i in todo]
+        found = tokenizer(starts, truncation=True, max_length=encoder.max_seq_length, verbose=False)
+        short = []
+        for i, start, encoding in zip(todo, starts, found.encodings, strict=True):
+            beyond = sum(len(more.ids) for more in encoding.overflowing[:2])
+            rows[i] = encoding.ids
+            if len(start) < len(texts[i]) and beyond <= _CLEARLY_MORE:
+                short.append(i)
+        todo = short
+    return rows
+
+
+def _start(text: str, characters: int | None) -> str:
+    """The first `characters`, cut between words, so that the tokens of the head are those that it has in the text."""
+    if characters is None or len(text) <= characters or not text[:characters].strip():
+        return text
+    return text[:characters].rsplit(None, 1)[0]
 
 
 def embedding_size(model: Path | str, *, device: str = "cpu") -> int:
@@ -141,10 +189,8 @@ def heads(encoder: Any, texts: Sequence[str]) -> list[str]:
     shortened, todo = list(texts), list(range(len(texts)))
     for per_token in (SHORT_HEAD_CHARACTERS_PER_TOKEN, HEAD_CHARACTERS_PER_TOKEN):
         characters = most * per_token
-        long = [i for i in todo if len(texts[i]) > characters]
-        # Cut between words, so that the tokens of the head are those that it has in the text.
-        starts = [texts[i][:characters].rsplit(None, 1)[0] for i in long if texts[i][:characters].strip()]
-        long = [i for i in long if texts[i][:characters].strip()]
+        long = [i for i in todo if len(texts[i]) > characters and texts[i][:characters].strip()]
+        starts = [_start(texts[i], characters) for i in long]
         found = tokenizer(starts, add_special_tokens=False, verbose=False)["input_ids"] if starts else []
         enough = {i: start for i, start, ids in zip(long, starts, found, strict=True) if len(ids) > most + 8}
         for i, start in enough.items():

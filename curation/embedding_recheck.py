@@ -2,8 +2,8 @@
 
 A threshold can be crossed only by pairs near it, and only documents with a near neighbour matter at all: those are
 embedded again in float32, and everything about them (who falls, for whom, at which cosine) is float32's. How near is
-near is measured as in `recheck`: the largest difference between the cosines of both formats, over all pairs of a
-random sample and of everything embedded twice, times `SAFETY`.
+near is measured: the largest difference between the cosines of both formats, over all pairs of a random sample and of
+everything embedded twice, times `SAFETY`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from curation.embedding import embed, resolve_embedding
 from curation.precision import Precision
-from curation.recheck import SAFETY
 from curation.semantic_duplicates import rows_near_others
 
 SAMPLE = 64
+SAFETY = 3.0
 _ROWS_AT_ONCE = 2048
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from curation import embedding_file
 from curation.documents import Document
-from curation.embedding import embed, in_eight_bits, resolve_embedding
+from curation.embedding import embed, in_eight_bits, packs, resolve_embedding, token_rows
 from curation.embedding_file import embed_to_file
 from curation.embedding_recheck import embed_near
 from curation.errors import DataError
 from curation.int8 import fast_int8
 from curation.packed_encoder import Site
-from curation.precision import resolve_precision
+from curation.precision import resolve_precision, to_bfloat16
 from curation.semantic_duplicates import find_duplicates, semantic_duplicates
 
 WORDS = ["even", "number", "return", "first", "because", "sum", "def", "add", "twice", "so", "is", "each"]
@@ -80,6 +80,50 @@ def test_a_long_text_is_cut_as_the_library_cuts_it(folder: Path) -> None:
     long = ["even number because " * 5000, "x" * 50_000, " " * 30_000 + "sum"]
     library = SentenceTransformer(str(folder), device="cpu").encode(long, show_progress_bar=False)
     np.testing.assert_allclose(embed(long, folder), library, atol=2e-6)
+
+
+@pytest.mark.parametrize("per_token", [1, 6])
+def test_tokens_of_a_packed_encoder_are_the_librarys(
+    folder: Path, per_token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of texts whose head is too short to tell, and without reading all of a long one."""
+    monkeypatch.setattr("curation.embedding.SHORT_HEAD_CHARACTERS_PER_TOKEN", per_token)
+    library = SentenceTransformer(str(folder), device="cpu")
+    long = [
+        "even number because " * 5000,
+        "x" * 50_000,
+        " " * 30_000 + "sum",
+        "",
+        " ",
+        "add" * 70 + " sum",
+        *texts(),
+    ]
+    features = library.preprocess(long)
+    expected = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)
+    ]
+    assert token_rows(library, long) == expected and token_rows(library, []) == []
+    read: list[int] = []
+    call = type(library.tokenizer).__call__
+
+    def counting(self: Any, given: list[str], **options: Any) -> Any:
+        read.extend(map(len, given))
+        return call(self, given, **options)
+
+    monkeypatch.setattr(type(library.tokenizer), "__call__", counting)
+    token_rows(library, long[:1])
+    assert max(read) <= 16 * library.max_seq_length < len(long[0])
+
+
+def test_an_encoder_that_adds_a_prompt_is_not_given_tokens(folder: Path) -> None:
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    assert not packs(encoder)
+    to_bfloat16(encoder[0].auto_model)
+    assert packs(encoder)
+    encoder.prompts["short"] = "sum: "
+    encoder.default_prompt_name = "short"
+    assert not packs(encoder)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
