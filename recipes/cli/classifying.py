@@ -176,7 +176,7 @@ def _read(files: list[Path], text_column: str) -> list[Document]:
     for file in files:
         counts = ReadCounts()
         documents += counts.documents(read_file(file, text_field=text_column))
-        counts.check(str(file), 0.01)
+        counts.check(str(file), 0.01, option="--text-column")
     return documents
 
 
