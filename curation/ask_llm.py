@@ -211,10 +211,10 @@ def _load(folder: str, precision: str, device: str, unsafe_weights: bool, stamp:
             loader = AutoModelForSeq2SeqLM if kind.is_encoder_decoder else AutoModelForCausalLM
             tokenizer = AutoTokenizer.from_pretrained(folder)
             weights = None if unsafe_weights else True
-            model: Any
-            model, loaded = loader.from_pretrained(
+            both: Any = loader.from_pretrained(
                 folder, dtype=dtype, use_safetensors=weights, output_loading_info=True
             )
+            model, loaded = both
     except (OSError, ValueError) as error:
         raise DataError(
             f"The judge cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
