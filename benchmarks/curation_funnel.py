@@ -100,7 +100,7 @@ def pages_table(run: Run, out: Path) -> str:
         ("exact", NearDuplicateSettings(minhash=None)),
         *(
             (f"MinHash, Jaccard {s}", NearDuplicateSettings(minhash=MinhashSettings(s, buckets=b, hashes=h)))
-            for s, b, h in ((0.8, 20, 6), (0.7, 20, 6), (0.6, 40, 4), (0.5, 40, 4))
+            for s, b, h in ((0.8, 20, 6), (0.7, 20, 6), (0.6, 40, 4), (0.55, 40, 4), (0.5, 40, 4))
         ),
     ):
         started = time.process_time()

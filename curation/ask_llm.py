@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from curation.batches import length_sorted_batches, one_thread, padded, quiet_loading
+from curation.batches import check_vocabulary, length_sorted_batches, one_thread, padded, quiet_loading
 from curation.documents import Document
 from curation.errors import DataError
 from curation.judge_prompt import Prompt, PromptTokens
@@ -211,13 +211,24 @@ def _load(folder: str, precision: str, device: str, unsafe_weights: bool, stamp:
             loader = AutoModelForSeq2SeqLM if kind.is_encoder_decoder else AutoModelForCausalLM
             tokenizer = AutoTokenizer.from_pretrained(folder)
             weights = None if unsafe_weights else True
-            model: Any = loader.from_pretrained(folder, dtype=dtype, use_safetensors=weights)
+            both: Any = loader.from_pretrained(
+                folder, dtype=dtype, use_safetensors=weights, output_loading_info=True
+            )
+            model, loaded = both
     except (OSError, ValueError) as error:
         raise DataError(
             f"The judge cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
             where=folder,
             remedy="Give a causal language model with safetensors weights and its tokenizer",
         ) from error
+    check_vocabulary(tokenizer, folder)
+    if loaded["missing_keys"]:  # transformers would make them up, at random
+        raise DataError(
+            f"The judge's folder lacks {len(loaded['missing_keys'])} of its weights, such as "
+            f"`{min(loaded['missing_keys'])}`",
+            where=folder,
+            remedy="Give a whole causal or encoder-decoder language model, not an encoder or a model's body alone",
+        )
     if dtype != torch.float32:
         _float32_head(model)
     model.requires_grad_(False)

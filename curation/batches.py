@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from curation.errors import DataError
+
 # No tokenizer in use averages more characters than this per token on real text; the rest of a long document
 # is beyond the truncation anyway, and tokenising it would cost more than the model does.
 HEAD_CHARACTERS_PER_TOKEN = 16
@@ -30,16 +32,31 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars of transformers while it loads or saves a model."""
+    """No progress bars of transformers while it loads or saves a model; OSError for a damaged file of weights, as for
+    other files that cannot be loaded.
+    """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
+    except SafetensorError as error:
+        raise OSError(f"the weights are damaged or cut short: {str(error).splitlines()[0]}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def check_vocabulary(tokenizer: Any, folder: str) -> None:
+    """DataError for a tokenizer that knows no words: transformers makes one where a folder has no tokenizer."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise DataError(
+            "The tokenizer has no vocabulary, so every text would look the same to the model",
+            where=folder,
+            remedy="Put the model's tokenizer (tokenizer.json) into its folder",
+        )
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

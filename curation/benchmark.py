@@ -16,34 +16,69 @@ from curation.records import BrokenRecord
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*)?(:[\w.-]+)?")
 
 
-def read_benchmark(named: Path | str, fields: Sequence[str] = ("text",)) -> list[Document]:
-    """The items of a benchmark; an item's `source` is the benchmark's name, its id its own or `row <n>`, from 1.
+def read_benchmarks(named: Sequence[Path | str], fields: Sequence[str] = ("text",)) -> list[Document]:
+    """The items of several benchmarks, each with those of the named fields that it has.
 
-    named  : a local file (.jsonl, also .gz and .zst, .parquet, .txt), or a dataset of the hub as `owner/name`,
-             `owner/name:subset` or `owner/name:subset:split` (the split `test` if not said); also a local folder
-    fields : whose texts, one after another with a line break between, are the item; a null or empty one is left out
+    named  : local files (.jsonl, also .gz and .zst, .parquet, .txt) and datasets of the hub as `owner/name`,
+             `owner/name:subset` or `owner/name:subset:split` (the split `test` if not said); also local folders
+    fields : whose texts, one after another with a line break between, are an item; a null or empty one, or one that a
+             record does not have, is left out
 
-    Raises DataError when there is no such file, dataset or field, a record is broken, or there is no item.
+    An item's `source` is the benchmark's name, its id its own or `row <n>`, from 1. Raises DataError when there is
+    no such file or dataset, a record is broken or has none of the fields, a benchmark has no items, or no benchmark
+    has one of the fields: it is misspelt.
     """
     if not fields:
         raise RecipeError("No field of the benchmark is named", remedy="Name one, such as `question`")
     items: list[Document] = []
-    for number, records in enumerate(zip(*(_records(named, field) for field in fields), strict=True), 1):
-        found = [record for record in records if isinstance(record, Document)]
-        for record in records:
-            if isinstance(record, BrokenRecord) and not record.empty:
-                raise DataError(
-                    f"The benchmark has a broken record: {record.why}",
-                    where=record.where,
-                    remedy="Name the fields that hold the texts with --field",
-                )
-        if found:
-            items.append(_item(found, number))
-    if not items:
+    unknown = dict.fromkeys(fields)
+    for one in named:
+        before = len(items)
+        for number, records in enumerate(zip(*(_records(one, field) for field in fields), strict=True), 1):
+            for field, record in zip(fields, records, strict=True):
+                if not (isinstance(record, BrokenRecord) and record.no_field):
+                    unknown.pop(field, None)
+            found = [record for record in records if isinstance(record, Document)]
+            _check(records, fields)
+            if found:
+                items.append(_item(found, number))
+        if len(items) == before:
+            raise DataError(
+                "The benchmark has no items", where=str(one), remedy="Check the file and the field's name"
+            )
+    if unknown:
         raise DataError(
-            "The benchmark has no items", where=str(named), remedy="Check the file and the field's name"
+            f"No benchmark has the field {' or '.join(f'`{field}`' for field in unknown)}",
+            where=", ".join(map(str, named)),
+            remedy="Check the names given with --field",
         )
     return items
+
+
+def read_benchmark(named: Path | str, fields: Sequence[str] = ("text",)) -> list[Document]:
+    """`read_benchmarks` of one, which then has to have all the fields."""
+    return read_benchmarks([named], fields)
+
+
+def _check(records: Sequence[Document | BrokenRecord], fields: Sequence[str]) -> None:
+    """DataError for a record that is broken, or has none of the fields."""
+    broken = [record for record in records if isinstance(record, BrokenRecord) and not record.empty]
+    lacking = [record for record in broken if record.no_field]
+    other = next((record for record in broken if not record.no_field), None)
+    if other is not None:
+        raise DataError(
+            f"The benchmark has a broken record: {other.why}",
+            where=other.where,
+            remedy="Mend it, or name the fields that hold the texts with --field",
+        )
+    if len(lacking) == len(records):
+        has = lacking[0].why.partition("; ")[2]
+        none = f"no field {' or '.join(f'`{field}`' for field in fields)}"
+        raise DataError(
+            f"A record of the benchmark has {none}; {has}",
+            where=lacking[0].where,
+            remedy="Name the fields that hold its texts with --field, repeated for each",
+        )
 
 
 def _item(found: list[Document], number: int) -> Document:

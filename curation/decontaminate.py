@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.atomic import replacing
-from curation.benchmark import read_benchmark
+from curation.benchmark import read_benchmarks
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.overlap_index import (
@@ -116,7 +116,8 @@ def decontaminate(
 ) -> DecontaminationReport:
     """Search the documents of `files` for the items of the benchmarks `against`, and write what is clean to `out`.
 
-    against : local files or datasets of the hub, see `benchmark.read_benchmark`; `fields` are their fields
+    against : local files or datasets of the hub, see `benchmark.read_benchmarks`; of `fields` each uses those
+              that it has
     out     : .parquet or .jsonl, .jsonl.gz, .jsonl.zst
     remove  : `any`: documents that share any run of words are left out; `half`: those that hold at least half of an
               item's runs; `none`: nothing is, and `out` is not written
@@ -125,13 +126,13 @@ def decontaminate(
     Beside `out`, `<name>.overlaps.parquet` has a row for each document and item that share words (`document,
     benchmark, item, share, ngram`), and `<name>.items.parquet` one for each item that is touched, with the share of
     its runs that the corpus holds and the number of documents. Raises DataError and RecipeError as `read_file`,
-    `read_benchmark` and `ReferenceIndex`, and when no item is long enough to be searched for.
+    `read_benchmarks` and `ReferenceIndex`, and when no item is long enough to be searched for.
     """
     out = Path(out)
     extension = extension_of(out)
     if remove not in get_args(Remove):
         raise RecipeError(f"`{remove}` does not say what to remove", remedy="Choose any, half or none")
-    items = [item for named in against for item in read_benchmark(named, fields)]
+    items = read_benchmarks(against, fields)
     index = ReferenceIndex(items, words=words, shortest=shortest)
     if not len(index):
         raise DataError(
@@ -204,7 +205,7 @@ class _Search:
                     self.dropped += bad
                     if not bad:
                         yield document
-                counts.check(str(file), broken_tolerance)
+                counts.check(str(file), broken_tolerance, option=None)
                 self.read += counts.read
                 self.broken += counts.broken
                 self.empty += counts.empty

@@ -100,7 +100,7 @@ def post(endpoint: Endpoint, body: dict[str, Any], *, where: str, stop: threadin
             with error:
                 if error.code not in BUSY:
                     raise _refusal(error, url) from None
-                problem, wait = f"status {error.code}", _retry_after(error)
+                problem, wait = f"status {error.code}: {_message(error)}", _retry_after(error)
         except (OSError, http.client.HTTPException, _CutShort) as error:
             reason = getattr(error, "reason", error)
             problem = str(reason) or type(reason).__name__

@@ -17,9 +17,10 @@ What differs from a judge that we load ourselves (see ask_llm):
 from __future__ import annotations
 
 import math
+import queue
 import threading
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,10 +32,18 @@ from curation.documents import Document
 from curation.errors import DataError
 from curation.judge_client import Endpoint, Refused, post
 from curation.judge_prompt import Prompt
+from curation.scoring.answers import Kept
 
 SERVER_COLUMNS = (*COLUMNS, "bounded")
 CHARACTERS_PER_TOKEN = 4
 SHORTEST = 200
+STRANGE = 10
+"""So many answers that are neither "1" nor "0", if they are more than half, are no judge's."""
+LAST_ANSWERS_SECONDS = 5.0
+LOOK_SECONDS = 0.5
+"""polars has Ctrl-C restart a wait for a lock, so that one without end would not notice it."""
+Answer = tuple[list[Any], list[str]]
+"""A row of `SERVER_COLUMNS`, and the most probable tokens where neither answer is among them."""
 _ANSWERS = {mark + answer: answer for answer in "10" for mark in ("", " ", "▁", "Ġ")}
 _CONTROL = regex.compile(
     r"<[|｜][^<>\n]{0,80}?[|｜]>"
@@ -96,32 +105,49 @@ class ServerJudge:
             **{name: getattr(self, name) for name in names},
         }
 
-    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
-        """The five columns, [n] each. Errors name the document; those of one stop the others."""
-        endpoint = Endpoint(
+    def endpoint(self) -> Endpoint:
+        """Where the requests go; its `check` says what is wrong with URL and key before anything is sent."""
+        return Endpoint(
             self.url, _PATHS[self.api], self.key_variable, self.timeout, self.retries, self.backoff
         )
+
+    def score(self, documents: Sequence[Document]) -> dict[str, np.ndarray]:
+        """The five columns, [n] each. Errors name the document; those of one stop the others."""
+        return self.score_kept(documents, {})
+
+    def score_kept(self, documents: Sequence[Document], kept: Kept) -> dict[str, np.ndarray]:
+        """As `score`, asking only for what is not in `kept`; each answer is put there as soon as it comes.
+
+        DataError when most answers are neither "1" nor "0": such a judge says nothing, and these are not kept.
+        """
+        endpoint = self.endpoint()
         endpoint.check()
-        stop = threading.Event()
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as threads:
-            pending = [threads.submit(self._ask, endpoint, document, stop) for document in documents]
-            try:
-                done, _ = wait(pending, return_when=FIRST_EXCEPTION)
-                failed = next((future for future in pending if future in done and future.exception()), None)
-                rows = [(failed or future).result() for future in pending]
-            finally:
-                stop.set()
-                threads.shutdown(wait=False, cancel_futures=True)
+        rows: dict[str, list[Any]] = {d.id: kept[d.id] for d in documents if d.id in kept}
+        asked, strange = 0, 0
+        for document, (row, other) in _side_by_side(
+            lambda document, stop: self._ask(endpoint, document, stop),
+            [d for d in documents if d.id not in rows],
+            self.concurrency,
+        ):
+            asked, strange = asked + 1, strange + bool(other)
+            if strange >= STRANGE and 2 * strange > asked:
+                raise DataError(
+                    f"The judge's server answers with neither 1 nor 0: {strange} of the first {asked} documents, "
+                    f"last with {', '.join(map(repr, other))}",
+                    where=f"{self.url}, model {self.model}",
+                    remedy="Check the model's name; use `api: chat` for instruction models, without thinking, and "
+                    "`completions` for base models",
+                )
+            rows[document.id] = row
+            if not other:
+                kept[document.id] = row
         kinds = [np.float32, np.float32, np.float32, np.bool_, np.bool_]
-        columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
         return {
-            name: np.array(values, dtype=kind)
-            for name, values, kind in zip(SERVER_COLUMNS, columns, kinds, strict=True)
+            name: np.array([rows[document.id][i] for document in documents], dtype=kind)
+            for i, (name, kind) in enumerate(zip(SERVER_COLUMNS, kinds, strict=True))
         }
 
-    def _ask(
-        self, endpoint: Endpoint, document: Document, stop: threading.Event
-    ) -> tuple[float, float, float, bool, bool]:
+    def _ask(self, endpoint: Endpoint, document: Document, stop: threading.Event) -> Answer:
         characters = self.max_document_characters
         while True:
             head = document.text[:characters]
@@ -139,8 +165,11 @@ class ServerJudge:
                     remedy="Check `curation.judge.server`: the url, the model's name, the api",
                 ) from None
             self._check_origin(reply)
-            margin, p1, bounded = read_answer(first_tokens(reply, self.url))
-            return margin, p1, 1 / (1 + math.exp(-margin)), len(head) < len(document.text), bounded
+            tokens = first_tokens(reply, self.url)
+            margin, p1, bounded = read_answer(tokens)
+            probability = 1 / (1 + math.exp(-margin))
+            other = [] if any(token in _ANSWERS for token, _ in tokens) else _first_shown(tokens)
+            return [margin, p1, probability, len(head) < len(document.text), bounded], other
 
     def _request(self, text: str) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
@@ -166,6 +195,55 @@ class ServerJudge:
                 where=self.url,
                 remedy="The served model has changed: score again with the new fingerprint",
             )
+
+
+def _side_by_side(
+    ask: Callable[[Document, threading.Event], Answer], documents: Sequence[Document], threads: int
+) -> Iterator[tuple[Document, Answer]]:
+    """Answers as they come. The first error is raised after what was on its way at that moment has come as well,
+    for it may be paid for; the threads are daemons, so that Ctrl-C does not wait for a server that hangs.
+    """
+    waiting, stop = iter(documents), threading.Event()
+    come: queue.SimpleQueue[tuple[Document, Answer | Exception] | None] = queue.SimpleQueue()
+    lock = threading.Lock()
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                document = next(waiting, None)
+            if document is None:
+                break
+            try:
+                come.put((document, ask(document, stop)))
+            except Exception as error:
+                stop.set()
+                come.put((document, error))
+        come.put(None)
+
+    running, failed, deadline = min(threads, len(documents)), None, math.inf
+    for number in range(running):
+        threading.Thread(target=work, name=f"judge_{number}", daemon=True).start()
+    try:
+        while running and time.monotonic() < deadline:
+            try:
+                found = come.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                continue
+            if found is None:
+                running -= 1
+            elif isinstance(found[1], Exception):
+                failed, deadline = failed or found[1], min(deadline, time.monotonic() + LAST_ANSWERS_SECONDS)
+            else:
+                yield found[0], found[1]
+    finally:
+        stop.set()
+    if failed is not None:
+        raise failed
+
+
+def _first_shown(tokens: Sequence[tuple[str, float]]) -> list[str]:
+    """The three most probable tokens, for a message."""
+    return [token[:20] for token, _ in sorted(tokens, key=lambda row: -row[1])[:3]]
 
 
 _PATHS = {"completions": "completions", "chat": "chat/completions"}

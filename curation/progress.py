@@ -54,11 +54,11 @@ class Task:
             self._bar.update(self._id, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s")
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
-            left = (self.total - self.done) / rate if rate else float("inf")
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "nothing done yet"
             share = 100 * self.done / self.total if self.total else 100
             print(
                 f"  {self.description}: {share:.0f} % ({self.done:,.0f} of {self.total:,.0f} {self.unit}), "
-                f"{rate:,.0f} {self.unit}/s, {left:.0f} s left",
+                f"{rate:,.0f} {self.unit}/s, {left}",
                 file=sys.stderr,
                 flush=True,
             )

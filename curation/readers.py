@@ -86,7 +86,7 @@ def read_files(
     for path in paths:
         counts = ReadCounts()
         documents += counts.documents(read_file(path, source=source))
-        counts.check(str(path), broken_tolerance)
+        counts.check(str(path), broken_tolerance, option=None)
         total = ReadCounts(
             total.read + counts.read,
             total.broken + counts.broken,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from curation.documents import Document, document_id
@@ -22,11 +22,13 @@ class BrokenRecord:
     where : file and line (or row), such as `wiki.jsonl, line 17`
     why   : what is wrong with it, a sentence without its full stop
     empty : True when the record is sound but has no text; counted apart, and not against the tolerance
+    no_field : True when it does not have the field that was said to hold the text
     """
 
     where: str
     why: str
     empty: bool = False
+    no_field: bool = False
 
 
 @dataclass
@@ -50,16 +52,23 @@ class ReadCounts:
             if sum(known.empty == record.empty for known in self.examples) < BROKEN_EXAMPLES:
                 self.examples.append(record)
 
-    def check(self, where: str, tolerance: float) -> None:
-        """Raise DataError when there was nothing to read, or more than the share `tolerance` is broken."""
+    def check(self, where: str, tolerance: float, *, option: str | None = "`text_field`") -> None:
+        """Raise DataError when there was nothing to read, or more than the share `tolerance` is broken.
+
+        option : how the user chooses the field that holds the text; None where it is always `text`
+        """
         if self.broken > tolerance * self.read:
             examples = "; ".join(f"{b.where}: {b.why}" for b in self.examples if not b.empty)
+            rename = "Rename the field that holds the text to `text`"
+            choose = rename if option is None else f"Name the field that holds the text with {option}"
             share = f"{self.broken} of {self.read} records ({self.broken / self.read:.1%})"
             raise DataError(
                 f"{share} are broken, more than the {tolerance:.1%} that "
                 f"`broken_tolerance` allows. The first: {examples}",
                 where=where,
-                remedy="Mend the file, or raise `broken_tolerance` if the loss is acceptable",
+                remedy=choose
+                if any(example.no_field for example in self.examples)
+                else "Mend the file, or raise `broken_tolerance` if the loss is acceptable",
             )
         if self.read == self.broken + self.empty:
             what = "The corpus is empty" if not self.read else f"None of the {self.read} records has a text"
@@ -78,9 +87,7 @@ class RecordMaker:
     def __call__(self, place: str, fields: dict[str, Any]) -> Document | BrokenRecord:
         if self.text_field not in fields:
             known = ", ".join(map(repr, list(fields)[:8])) or "no fields"
-            return self.broken(
-                place, f"no field `{self.text_field}`; it has {known} (`text_field` chooses one)"
-            )
+            return replace(self.broken(place, f"no field `{self.text_field}`; it has {known}"), no_field=True)
         text = fields[self.text_field]
         if text is None:
             return self.broken(place, "the text is null", empty=True)

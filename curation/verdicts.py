@@ -28,6 +28,8 @@ class Cuts(Protocol):
     def domain_share(self) -> float: ...
     @property
     def documents(self) -> int: ...
+    @property
+    def threshold(self) -> float: ...
 
 
 def dropped_before(listing: pl.DataFrame, table: pl.DataFrame | None) -> pl.DataFrame:
@@ -95,7 +97,7 @@ def _reasons(
     """For each cut, `id, why` of the documents that reached it."""
     rule = settings.educational_of.get(source, settings.educational)
     score = pl.col("educational_score").round(3)
-    table = {d.dropped: f"duplicate of {d.kept_instead}, cosine {d.cosine:.4f}" for d in duplicates}
+    table = {d.dropped: _duplicate(d, settings.threshold) for d in duplicates}
     return {
         **dict.fromkeys(EARLY, early.select("id", "why")),
         "language": _languages(cuts),
@@ -107,6 +109,12 @@ def _reasons(
         "deduplicated": pl.DataFrame({"id": list(table), "why": list(table.values())}, schema=_WHY),
         "representative": _ranks(cuts["deduplicated"], 1.0, settings.documents),
     }
+
+
+def _duplicate(found: Duplicate, threshold: float) -> str:
+    """SemDeDup's rule drops the end of a chain for its beginning, which it may be less like."""
+    through = ", through others that were dropped" if found.cosine < threshold else ""
+    return f"duplicate of {found.kept_instead}, cosine {found.cosine:.4f}{through}"
 
 
 def _languages(cuts: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

@@ -22,6 +22,12 @@ from curation.quiet_libraries import quiet_libraries
 _PR_SET_PDEATHSIG = 1
 REPORT_SECONDS = 0.5
 PARENT_CHECK_SECONDS = 1.0
+MEMORY = (
+    "MachineError",
+    "The memory ran out in a worker",
+    "workers",
+    "Use fewer workers or smaller batches, and start the same command again: what had finished is kept",
+)
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -48,6 +54,8 @@ def serve(descriptor: int, parent: int) -> None:
             message: tuple[str, Any] = ("result", result)
         except MixwrightError as error:
             message = ("sentence", (type(error).__name__, error.what, error.where, error.remedy))
+        except MemoryError:
+            message = ("sentence", MEMORY)
         except BaseException:
             message = ("traceback", traceback.format_exc())
         try:

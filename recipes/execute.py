@@ -44,6 +44,9 @@ def run_recipe(run: Run, goal: str | None = None, say: Callable[[str], None] = p
         write_text(run.path("recipe.yaml"), dump_recipe(run.recipe))
         write_json(run.path("settings.json"), open_settings(run.recipe))
         ran = []
+        for stage in chosen:
+            if not is_done(run, stage, STAGES):
+                stage.check(run)
         for number, stage in enumerate(chosen, 1):
             if is_done(run, stage, STAGES):
                 continue
@@ -101,12 +104,23 @@ def _with_absolute_teacher(phase: Taught, base: Path) -> Taught:
 
 
 def _curation_with_absolute_paths(curation: CurationSettings, base: Path) -> CurationSettings:
-    """Prompts that are files beside the recipe (others are names of packaged ones), and the language model."""
+    """Prompts that are files beside the recipe (others are names of packaged ones), models that are folders beside it
+    (others are names on the hub), and the language model.
+    """
     prompts = {
         purpose: str(base / name) if (base / name).is_file() else name
         for purpose, name in curation.judge.prompts.items()
     }
-    changed: dict[str, object] = {"judge": curation.judge.model_copy(update={"prompts": prompts})}
+    judge = curation.judge.model_copy(update={"prompts": prompts})
+    blocks = {
+        "educational": ("model", curation.educational),
+        "deduplication": ("embedder", curation.deduplication),
+    }
+    changed: dict[str, object] = {}
+    for name, (key, block) in (blocks | {"judge": ("model", judge)}).items():
+        model = getattr(block, key)
+        beside = model is not None and (base / model).is_dir()
+        changed[name] = block.model_copy(update={key: str(base / model)}) if beside else block
     if curation.language is not None:
         model = str(base / curation.language.model)
         changed["language"] = curation.language.model_copy(update={"model": model})

@@ -59,6 +59,7 @@ class Stage:
     settings : the part of the recipe that decides its result (a JSON-able value)
     outputs  : globs, relative to the folder, of the files that are the result; equal inputs give equal bytes
     work     : does the work; safe to call again in the folder of a killed attempt
+    check    : raises what would stop the stage and can be known before anything has run, such as a missing key
     about    : one line for people who watch
     estimate : what `mixwright plan` expects it to spend
     parallel : whether the estimate is divided among the workers
@@ -72,6 +73,7 @@ class Stage:
     outputs: tuple[str, ...]
     work: Callable[[Run], Spent]
     about: str = ""
+    check: Callable[[Run], None] = field(default=lambda run: None)
     estimate: Callable[[Recipe], Spent] = field(default=lambda recipe: Spent())
     parallel: bool = False
     fixed_seconds: float = 0.0

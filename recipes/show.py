@@ -140,6 +140,7 @@ def _thresholds(recipe: dict[str, Any], source: str) -> dict[str, str]:
     near, late = curation.get("near_duplicates", {}), curation.get("deduplication", {})
     rule = educational.get("per_source", {}).get(source, educational.get("rule"))
     spoken = curation.get("language") or {}
+    chain = " to any earlier document, dropped ones too" if late.get("rule") == "semdedup" else ""
     languages = spoken.get("per_source", {}).get(source, spoken.get("languages")) or []
     values = {
         "language": ("{}", " or ".join(languages) or None),
@@ -147,7 +148,7 @@ def _thresholds(recipe: dict[str, Any], source: str) -> dict[str, str]:
         "educational": ("{}", rule),
         "reasoning": ("the top {}", judge.get("reasoning_share")),
         "domain": ("the top {}", judge.get("domain_share")),
-        "deduplicated": ("cosine below {}", late.get("threshold")),
+        "deduplicated": (f"cosine below {{}}{chain}", late.get("threshold")),
         "representative": ("the first {}", curation.get("representative_documents")),
     }
     return {name: words.format(value) for name, (words, value) in values.items() if value is not None}

@@ -60,7 +60,7 @@ def read_annotated(
             label = _label((document.meta or {}).get(label_column), label_column, document.id, str(path))
             if label is not None:
                 examples.append(_annotated(document, label))
-        counts.check(str(path), 0.01)
+        counts.check(str(path), 0.01, option="--text-column (text_column=)")
     if not examples:
         raise DataError(
             f"No record has a label in the column `{label_column}`",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from curation.atomic import hash_value, replacing
-from curation.batches import head_tokens, length_sorted_batches, padded, quiet_loading
+from curation.batches import check_vocabulary, head_tokens, length_sorted_batches, padded, quiet_loading
 from curation.errors import DataError
 from curation.progress import progress
 
@@ -46,6 +46,7 @@ def load_frozen(folder: str, seed: int, *, unsafe_weights: bool = False) -> tupl
             where=folder,
             remedy="Give a transformers encoder (BERT, RoBERTa, ModernBERT, …) with safetensors weights",
         ) from error
+    check_vocabulary(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         raise DataError("The encoder's tokenizer has no padding token", where=folder, remedy="Set one")
     for _name, module in model.named_modules():

@@ -22,7 +22,15 @@ from curation.atomic import read_json, write_json
 from curation.documents import Document
 from curation.errors import DataError, MachineError, MixwrightError, RecipeError
 from curation.scorer import Scorer
-from curation.scoring.parts import fingerprint_of, part_name, part_path, read_part, write_part
+from curation.scoring.answers import Answers, PaidScorer
+from curation.scoring.parts import (
+    fingerprint_of,
+    part_name,
+    part_path,
+    read_part,
+    with_texts,
+    write_part,
+)
 from curation.scoring.rows import RowReader
 from curation.scoring.units import UNIT_DOCUMENTS, Unit, read_units
 
@@ -111,20 +119,29 @@ class ScoreBlock(PipelineStep):
 
     def _score(self, group: list[TroveDocument], fingerprint: str) -> None:
         ids = [document.id for document in group]
+        if "unit" not in group[0].metadata:  # ids of a pipeline of one's own may be places, such as `web/7`
+            fingerprint = with_texts(fingerprint, [document.text for document in group])
         name, folder = part_name(ids, fingerprint), Path(self.parts)
         where = self._where(group[0])
         table = read_part(folder, name, self.scorer.columns, fingerprint)
         if table is not None:
             scores = {column: table[column].to_numpy() for column in self.scorer.columns}
         else:
-            scores = self._scores([_document(document, self.source) for document in group], where)
+            answers = Answers(folder, name) if isinstance(self.scorer, PaidScorer) else None
+            scores = self._scores([_document(document, self.source) for document in group], where, answers)
             write_part(folder, ids, scores, self.scorer, name, where)
+            if answers is not None:
+                answers.forget()
         for column in self.scorer.columns:
             for document, value in zip(group, scores[column].tolist(), strict=True):
                 document.metadata[f"{self.scorer.name}/{column}"] = value
 
-    def _scores(self, documents: list[Document], where: str) -> dict[str, np.ndarray]:
+    def _scores(
+        self, documents: list[Document], where: str, answers: Answers | None
+    ) -> dict[str, np.ndarray]:
         try:
+            if answers is not None and isinstance(self.scorer, PaidScorer):
+                return self.scorer.score_kept(documents, answers)
             return self.scorer.score(documents)
         except MixwrightError:
             raise

@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 def begin(folder: Path, facts: Mapping[str, Any], name: str) -> list[str]:
     """Record `facts` (JSON-able) in `folder`; return the names of those that were otherwise, sorted.
 
-    When any was, a warning is logged and datatrove's markers and statistics in `folder` are removed.
+    When any was, datatrove's markers and statistics in `folder` are removed, and a warning is logged; not for `tasks`
+    alone, which are fewer each time that work continues, and which results do not depend on.
     """
     path = folder / FACTS
     try:
@@ -31,12 +32,13 @@ def begin(folder: Path, facts: Mapping[str, Any], name: str) -> list[str]:
     except (OSError, ValueError, TypeError):
         before = {}
     changed = sorted(key for key in {*before, *facts} if before.get(key) != facts.get(key)) if before else []
-    if changed:
+    if told := [key for key in changed if key != "tasks"]:
         _log.warning(
             "%s: %s changed since the unfinished work in this folder; only what still fits counts as done",
             name,
-            " and ".join(changed),
+            " and ".join(told),
         )
+    if changed:
         for old in ("completions", "stats"):
             shutil.rmtree(folder / old, ignore_errors=True)
     write_json(path, dict(facts))

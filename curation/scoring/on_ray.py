@@ -69,13 +69,16 @@ class RayRunner:
             paths = os.pathsep.join(path for path in sys.path if path)
             address = self.execution.ray_address
             sizes = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}},
-                **sizes,
-            )
+            try:
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    runtime_env={"env_vars": {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}},
+                    **sizes,
+                )
+            except Exception as error:  # Ray raises plain ones, too
+                raise _not_connected(error, address or os.environ.get("RAY_ADDRESS")) from error
             self._started = True
         return ray
 
@@ -116,6 +119,21 @@ def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
             remedy="Most often the memory ran out: use fewer workers or smaller batches. What was done is "
             "kept; start the same command again to continue",
         ) from e
+
+
+def _not_connected(error: Exception, address: str | None) -> MachineError:
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    if address is None:
+        return MachineError(
+            f"Ray could not be started on this machine: {cause}",
+            where="executor ray",
+            remedy="Try again when the machine is less busy, or use `executor: local`; what was done is kept",
+        )
+    return MachineError(
+        f"No Ray cluster could be joined at {address}: {cause}",
+        where="executor ray",
+        remedy="Check `ray_address` or RAY_ADDRESS, and `ray status` there; without both a cluster is started here",
+    )
 
 
 def _ray() -> Any:

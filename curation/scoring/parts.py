@@ -35,6 +35,16 @@ def fingerprint_of(scorer: Scorer, unit_documents: int) -> str:
     return hash_value(scorer_facts(scorer, unit_documents))
 
 
+def with_texts(fingerprint: str, texts: Sequence[str]) -> str:
+    """`fingerprint` for documents whose ids do not follow from their texts."""
+    return hash_value([fingerprint, [text_hash(text) for text in texts]])
+
+
+def text_hash(text: str) -> str:
+    """Hex sha256 of a text, also of one that is no valid Unicode."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def part_name(ids: Sequence[str], fingerprint: str) -> str:
     """Name of the part of these documents, without its suffix; 128 bits."""
     return hashlib.sha256("\0".join([fingerprint, *ids]).encode()).hexdigest()[:NAME_DIGITS]

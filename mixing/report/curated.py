@@ -119,7 +119,7 @@ def _funnel_table(facts: RunFacts, run: Path, palette: Palette) -> Table:
     totals = [sum(counts.get((name, s), 0) for name in names) for s in stages]
     sums = [sum(tokens.get((name, s), 0) for name in names) if tokens else None for s in stages]
     rows.append((Cell("all"), *_funnel_cells(list(totals), sums)))
-    counted = " · the tokens" if tokens else ""
+    counted = ", and the tokens" if tokens else ""
     return Table(
         f"Documents left after each step; below, the share of the step before{counted}",
         (Column("Source", numeric=False), *(Column(STAGE_TITLES.get(s, s.capitalize())) for s in stages)),
@@ -142,7 +142,7 @@ def _funnel_cells(counts: Sequence[int | None], tokens: Sequence[int | None]) ->
     for n, amount in zip(counts, tokens, strict=True):
         share = percent(n / before, 0) if n is not None and before else ""
         size = "" if amount is None else compact(amount)
-        cells.append(Cell(count(n), " · ".join(part for part in (share, size) if part)))
+        cells.append(Cell(count(n), "\n".join(part for part in (share, size) if part)))
         before = n if n is not None else before
     return cells
 

@@ -101,6 +101,12 @@ def _run() -> None:
             raise
         errors.print("Interrupted. What is done is kept; the same command continues.")
         sys.exit(INTERRUPTED)
+    except MemoryError:
+        errors.print(
+            "[bold red]Error:[/] The memory ran out. Close other programs, or use less data at once or fewer workers; "
+            "what is done is kept."
+        )
+        sys.exit(MachineError.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from curation.errors import RecipeError
+from curation.errors import DataError, RecipeError
 from recipes.cli import app
 from recipes.cli.curating import FilesArgument
 from recipes.cli.output import JsonOption, console, print_json, print_table
@@ -126,7 +127,10 @@ def score(
 
         scorer = LanguageScorer(str(language))
     documents = _distinct(_read(files, text_column))
-    table = score_source(documents, scorer, out.with_name(f".{out.name}.scores"))
+    # Ids of the user's files stay when a text is edited, and its old score must not be found under them.
+    keyed = [replace(d, id=_key(d)) for d in documents]
+    scored = score_source(keyed, scorer, out.with_name(f".{out.name}.scores"))
+    table = _for_documents(scored, documents)
     _write(table, documents, out)
     _summary(table, out, as_json)
 
@@ -176,7 +180,7 @@ def _read(files: list[Path], text_column: str) -> list[Document]:
     for file in files:
         counts = ReadCounts()
         documents += counts.documents(read_file(file, text_field=text_column))
-        counts.check(str(file), 0.01)
+        counts.check(str(file), 0.01, option="--text-column")
     return documents
 
 
@@ -184,6 +188,27 @@ def _distinct(documents: list[Document]) -> list[Document]:
     """Each id and text once: what is there twice has one score."""
     found = {(d.id, d.text): d for d in documents}
     return list(found.values())
+
+
+def _key(document: Document) -> str:
+    """The id and what stands for the text, where the id does not follow from the text."""
+    from curation.documents import document_id
+    from curation.scoring.parts import text_hash
+
+    if document.id == document_id(document.source, document.text):
+        return document.id
+    return f"{document.id} (text {text_hash(document.text)[:16]})"
+
+
+def _for_documents(scored: Any, documents: list[Document]) -> Any:
+    """Rows by key as rows by id, sorted; DataError for an id of two texts."""
+    import polars as pl
+
+    keys = pl.DataFrame({"id": [d.id for d in documents], "key": [_key(d) for d in documents]})
+    if keys["id"].n_unique() != keys.height:
+        twice = keys.filter(pl.col("id").is_duplicated())["id"].sort()[0]
+        raise DataError(f"Two documents have the id {twice}", remedy="Give each document its own id")
+    return keys.join(scored.rename({"id": "key"}), on="key", how="left").drop("key").sort("id")
 
 
 def _write(table: Any, documents: list[Document], out: Path) -> None:

@@ -114,7 +114,9 @@ def decontaminate(
     fields: Annotated[
         list[str] | None,
         typer.Option(
-            "--field", help="Field of the benchmark that holds the text; repeatable, `text` when left out."
+            "--field",
+            help="Field of the benchmarks that holds text; repeatable, each uses those that it has. "
+            "`text` when left out.",
         ),
     ] = None,
     remove: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -159,6 +160,32 @@ def check_carried_scores(run: Run) -> None:
     )
 
 
+def check_models(run: Run) -> None:
+    """Raise now what the models would stop the run with after hours: a server without its key, a path without a
+    model, a language that the model does not know. Nothing is loaded or asked but the language model.
+    """
+    curation = run.recipe.curation
+    if isinstance(judge := _judge(run, load_prompt(prompt_names(run.recipe)["reasoning"])), ServerJudge):
+        judge.endpoint().check()
+    _language_rules(run.recipe)
+    for key, model in (
+        ("educational.model", curation.educational.model),
+        ("judge.model", curation.judge.model),
+        ("deduplication.embedder", curation.deduplication.embedder),
+    ):
+        if model and _is_path(model) and not Path(model).exists():
+            raise RecipeError(
+                f"There is no model at {model}",
+                where=f"curation.{key}",
+                remedy="Check the path; it is relative to the recipe or to the folder where you are",
+            )
+
+
+def _is_path(model: str) -> bool:
+    """Whether a model's name can only be a path: names on the hub have at most one slash, in their middle."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".bin", "/"))
+
+
 def _representative(run: Run) -> Spent:
     recipe = run.recipe
     check_carried_scores(run)
@@ -194,5 +221,6 @@ REPRESENTATIVE = Stage(
     outputs=("*.parquet", "*.json"),
     work=_representative,
     about="score, ask, deduplicate, choose",
+    check=check_models,
     fixed_seconds=40,
 )

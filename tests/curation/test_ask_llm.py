@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from curation.ask_llm import AskLLM, Judge, answer_scores
+from curation.batches import check_vocabulary
 from curation.documents import Document, document_id
 from curation.errors import DataError, RecipeError
 from curation.judge_prompt import TASKS, PromptTokens, load_prompt, parse_prompt
@@ -323,3 +332,24 @@ def test_shares_are_decimal() -> None:
     assert share_of(0.1, 31) == 4
     with pytest.raises(RecipeError):
         top_share(pl.DataFrame({"id": ["a"], "margin": [0.0]}), "margin", 0.0)
+
+
+def test_folders_that_are_no_whole_judge_are_sentences(judge_folder: Path, tmp_path: Path) -> None:
+    """transformers makes up what a folder lacks: weights at random, a tokenizer without words."""
+    found = [Document("1", "even", "s")]
+    for name, spoil, words in (
+        ("damaged", lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "damaged or cut short"),
+        ("partial", _without_one_weight, "lacks 1 of its weights, such as `model.norm.weight`"),
+    ):
+        folder = shutil.copytree(judge_folder, tmp_path / name)
+        spoil(folder)
+        with pytest.raises(DataError, match=words):
+            AskLLM(str(folder), load_prompt("code-v1")).score(found)
+    with pytest.raises(DataError, match="no vocabulary"):
+        check_vocabulary(BertTokenizer(), "a folder")
+
+
+def _without_one_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -194,6 +195,32 @@ def test_benchmarks_from_parquet_and_from_the_hub(tmp_path: Path) -> None:
         folder / "test.jsonl", rows
     )  # what `datasets` loads stands for the hub, which is out of reach
     assert {item.text for item in read_benchmark(folder, ["question"])} == {row["question"] for row in rows}
+
+
+def test_benchmarks_with_other_fields_in_one_run(tmp_path: Path) -> None:
+    """Each uses the named fields that it has; one that none has is misspelt."""
+    questions = write_lines(
+        tmp_path / "q.jsonl", [{"id": "1", "question": " ".join(W[:20]), "answer": " ".join(W[40:60])}]
+    )
+    prompts = write_lines(tmp_path / "p.jsonl", [{"id": "2", "prompt": " ".join(W[20:40])}])
+    corpus = write_lines(
+        tmp_path / "c.jsonl", [{"id": str(i), "text": " ".join(W[i : i + 20])} for i in (0, 20, 40)]
+    )
+    fields = ["question", "answer", "prompt"]
+    report = decontaminate(
+        [corpus], [questions, prompts], tmp_path / "o.parquet", fields=fields, remove="none"
+    )
+    found = pl.read_parquet(report.overlaps_table).sort("document")
+    assert found.select("document", "benchmark", "item").rows() == [
+        ("0", "q.jsonl", "1"), ("20", "p.jsonl", "2"), ("40", "q.jsonl", "1"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"No benchmark has the field `anwser`.*--field"):
+        decontaminate([corpus], [questions, prompts], tmp_path / "o.parquet", fields=[*fields, "anwser"])
+    with pytest.raises(
+        DataError, match=r"no field `question` or `answer`; it has 'id', 'prompt'.*--field"
+    ) as raised:
+        decontaminate([corpus], [questions, prompts], tmp_path / "o.parquet", fields=fields[:2])
+    assert "text_field" not in str(raised.value)
 
 
 def test_bad_benchmarks_are_sentences(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.clusters import estimate_recall
-from curation.deduplicate import deduplicate, deduplicate_files, keep_order
+from curation.deduplicate import Duplicate, deduplicate, deduplicate_files, keep_order
 from curation.documents import Document, document_id
 from curation.errors import DataError, RecipeError
 from curation.semantic_duplicates import find_duplicates, rows_near_others, semantic_duplicates
 from curation.similarity_search import RoughVectors, candidates
+from curation.verdicts import _duplicate
 
 
 def unit_vectors(seed: int, count: int, dim: int, copies: int) -> np.ndarray:
@@ -65,6 +66,12 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curation.semantic_duplicates.STRIPE", 13)
     assert find_duplicates(vectors, 0.9) == whole
     assert len(whole) > 20
+
+
+def test_the_end_of_a_chain_says_that_it_fell_through_others() -> None:
+    """Else a reader sees a cosine below the threshold beside the word duplicate."""
+    assert _duplicate(Duplicate("a", "b", 0.95), 0.9) == "duplicate of b, cosine 0.9500"
+    assert _duplicate(Duplicate("a", "b", 0.68), 0.9).endswith("0.6800, through others that were dropped")
 
 
 def test_greedy_keeps_the_end_of_a_chain_and_semdedup_does_not() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from curation.ask_llm import AskLLM
 from curation.documents import Document, document_id
 from curation.errors import DataError, MachineError, MixwrightError, RecipeError
 from curation.judge_prompt import parse_prompt
-from curation.judge_server import ServerJudge, first_tokens, neutral, read_answer
+from curation.judge_server import ServerJudge, _side_by_side, first_tokens, neutral, read_answer
 from curation.score_tables import score_source
 from tests.curation.serving import Served, serving
 
@@ -127,20 +130,88 @@ def test_no_server_at_all_is_a_sentence() -> None:
         judge.score(documents(TEXTS[:1]))
 
 
-def test_parts_that_were_scored_are_not_asked_again(judge_folder: Path, tmp_path: Path) -> None:
+def test_nothing_that_was_answered_is_asked_again(judge_folder: Path, tmp_path: Path) -> None:
+    """Also within a unit that an error ended, and after a kill that cut a line; the table is that of one go."""
+    found = documents(TEXTS)
     with serving(judge_folder) as served:
         judge = judge_of(served, concurrency=1, retries=0)
+        score_source(found, judge, tmp_path / "once")
+        served.requests.clear()
         served.faults = [""] * 3 + ["400"]
         with pytest.raises(DataError):
-            score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
-        seen = len(served.requests)
-        served.faults = []
-        table = score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
-        assert 2 <= len(served.requests) - seen <= len(TEXTS) - 2, "the failed unit again, no finished one"
-        assert table.height == len(TEXTS)
-        seen = len(served.requests)
-        score_source(documents(TEXTS), judge, tmp_path, unit_documents=2)
-        assert len(served.requests) == seen
+            score_source(found, judge, tmp_path / "again")
+        (answers,) = (tmp_path / "again").rglob("*.answers")
+        lines = answers.read_text().splitlines(keepends=True)
+        assert len(lines) == 3 and len(served.requests) == 4
+        answers.write_text("".join(lines[:2]) + lines[2][:9])
+        score_source(found, judge, tmp_path / "again")
+        assert len(served.requests) == 4 + 3, "the two that were whole are known"
+        assert not list((tmp_path / "again").rglob("*.answers"))
+        score_source(found, judge, tmp_path / "again")
+        assert len(served.requests) == 7
+    one, two = (tmp_path / place / "ask_llm-short.parquet" for place in ("once", "again"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_answers_on_their_way_when_another_fails_are_kept(judge_folder: Path) -> None:
+    kept: dict[str, list[object]] = {}
+    with serving(judge_folder, faults=["503", "400"]) as served:
+        judge = judge_of(served, concurrency=2, retries=1)
+        with pytest.raises(DataError, match="refuses"):
+            judge.score_kept(documents(TEXTS[:2]), kept)
+    assert len(served.requests) == 2 and not kept
+    release = threading.Event()
+
+    def ask(document: Document, stop: threading.Event) -> tuple[list[object], list[str]]:
+        if document.text == TEXTS[0]:
+            raise DataError("no")
+        assert stop.wait(30)  # this one is on its way, and ends after the error
+        return [1.0], []
+
+    came = []
+    with pytest.raises(DataError, match="no"):
+        for document, _ in _side_by_side(ask, documents(TEXTS[:2]), 2):
+            came.append(document.text)
+    assert came in ([TEXTS[1]], [])  # [] where the second thread started after the error
+    release.set()
+
+
+def test_a_judge_that_says_neither_is_an_error(judge_folder: Path, tmp_path: Path) -> None:
+    """A thinking model, or a base model asked in a chat: every margin would be 0, for good."""
+    many = documents([f"number {i}" for i in range(12)])
+    with serving(judge_folder, without=("1", "0", " 1", " 0")) as served:
+        with pytest.raises(DataError, match="neither 1 nor 0: 10 of the first 10 documents, last with '"):
+            score_source(many, judge_of(served, concurrency=1), tmp_path)
+        assert len(served.requests) <= 11, "and it is not paid for to the end"
+        served.without = ()
+        scores = score_source(many, judge_of(served), tmp_path)
+    assert not scores["bounded"].any()
+
+
+def test_what_a_busy_server_says_is_shown(judge_folder: Path) -> None:
+    with (
+        serving(judge_folder, faults=["429"] * 9) as served,
+        pytest.raises(MachineError, match="in 2 tries; the last time: status 429: no"),
+    ):
+        judge_of(served, retries=1).score(documents(TEXTS[:1]))
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs() -> None:
+    """With SIGINT as polars sets it: a wait for a lock goes on after it."""
+    handler, release = signal.signal(signal.SIGINT, signal.default_int_handler), threading.Event()
+    signal.siginterrupt(signal.SIGINT, False)
+
+    def hang(document: Document, stop: threading.Event) -> tuple[list[object], list[str]]:
+        os.kill(os.getpid(), signal.SIGINT)
+        release.wait(60)
+        return [0.0], []
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(_side_by_side(hang, documents(TEXTS[:1]), 1))
+    finally:
+        release.set()
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_the_key_is_sent_and_stays_out_of_files(

@@ -186,11 +186,16 @@ def test_a_changed_setting_input_or_task_count_is_noticed(
     again = Length(setting=2)
     with caplog.at_level(logging.WARNING), open_runner(Execution(tasks=3)) as runner:
         table = score_files(whole, again, tmp_path / "s", unit_documents=10, runner=runner)
-    assert "settings and tasks changed since the unfinished work" in caplog.text.replace("input and ", "")
+    assert "settings changed since the unfinished work" in caplog.text.replace("input and ", "")
     assert len(again.seen) == 60 and table["score"].min() > 2  # nothing of the other setting counts as done
+    caplog.clear()
     write_json(tmp_path / "g" / "work.json", {"tasks": 1})
+    (tmp_path / "g" / "completions").mkdir()
     assert guard.begin(tmp_path / "g", {"tasks": 2}, "x") == ["tasks"]
     assert guard.begin(tmp_path / "g", {"tasks": 2}, "x") == []
+    assert not caplog.text and not (tmp_path / "g" / "completions").exists(), (
+        "nothing that a user should mind"
+    )
 
 
 def test_an_exception_names_source_file_and_document_and_the_rest_is_kept(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import polars as pl
 import yaml
+from datatrove.data import Document as TroveDocument
 
+from curation.scoring.blocks import ScoreBlock
+from curation.sizes import ByteCount
 from recipes.executor_settings import ExecutorSettings
 
 ROOT = Path(__file__).parents[2]
@@ -40,3 +43,17 @@ def test_the_pipeline_of_the_guide_runs(tmp_path: Path) -> None:
 def test_the_settings_of_the_guide_are_settings() -> None:
     blocks = [yaml.safe_load(block)["executor"] for block in re.findall(r"```yaml\n(.*?)```", GUIDE, re.S)]
     assert [ExecutorSettings.model_validate(block).kind for block in blocks] == ["ray", "slurm"]
+
+
+def test_edited_texts_under_old_ids_are_scored_again(tmp_path: Path) -> None:
+    """In a pipeline of one's own, ids may be places in files, which stay when the text changes."""
+
+    def scores(*texts: str) -> list[int]:
+        found = [TroveDocument(text, f"web/{i}") for i, text in enumerate(texts)]
+        block = ScoreBlock(ByteCount(), tmp_path, source="web")
+        return [document.metadata["bytes/bytes"] for document in block.run(found)]
+
+    assert scores("one", "three") == [3, 5]
+    assert scores("one", "seven ate") == [3, 9]
+    assert scores("one", "three") == [3, 5]
+    assert len(list(tmp_path.glob("*.parquet"))) == 2

@@ -43,6 +43,8 @@ def test_errors_come_back_as_what_they_were() -> None:
         run_jobs([Job("a", worker_jobs.sentence, "wiki")], workers=1)
     with pytest.raises(JobFailed, match="ZeroDivisionError"):
         run_jobs([Job("a", worker_jobs.bug, 0)], workers=1)
+    with pytest.raises(MachineError, match=r"memory ran out in a worker.*fewer workers"):
+        run_jobs([Job("a", worker_jobs.exhaust, 0)], workers=1)
     with pytest.raises(RecipeError, match="-1 workers"):
         run_jobs([Job("a", worker_jobs.bug, 0)], workers=-1)
 

@@ -25,6 +25,10 @@ def die(marker: str, advance: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def exhaust(value: int, advance: Any) -> None:
+    raise MemoryError
+
+
 def sentence(value: str, advance: Any) -> None:
     raise DataError("The corpus is empty", where=value, remedy="Give it text")
 

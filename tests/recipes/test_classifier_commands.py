@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import recipes.cli.classifying
-from curation.errors import MixwrightError, RecipeError
+from curation.errors import DataError, MixwrightError, RecipeError
 from curation.judge_prompt import load_prompt
 from curation.rater_tokenizer import train_rater_tokenizer
 from recipes.cli import app
-from recipes.execute import open_run
+from recipes.execute import open_run, run_recipe
 from recipes.plan import _notes
 from recipes.stages.curating import _judge
 from recipes.stages.raters import prompt_names
@@ -99,6 +99,47 @@ def test_a_served_judge_scores_files(tmp_path: Path, judge_folder: Path) -> None
     assert json.loads(told)["documents"] == 4
     assert len(served.requests) == 4 and "reason" in served.requests[0]["prompt"]
     assert len(out.read_text().splitlines()) == 4
+
+
+def test_an_edited_text_under_its_old_id_is_scored_again(tmp_path: Path, judge_folder: Path) -> None:
+    corpus, out = tmp_path / "a.jsonl", tmp_path / "scores.parquet"
+    with serving(judge_folder) as served:
+
+        def scores(*found: str) -> dict[str, float]:
+            write(corpus, [{"id": f"n{i}", "text": text} for i, text in enumerate(found)])
+            mixwright(
+                "score", str(corpus), "--judge", served.url, "--server-model", "tiny", "--out", str(out)
+            )
+            return dict(pl.read_parquet(out).select("id", "p1").rows())
+
+        first, second = scores("even", "sum"), scores("even", "click buy cookie")
+        assert len(served.requests) == 3, "the text that is the same is not asked about again"
+    assert first["n0"] == second["n0"] and first["n1"] != second["n1"]
+    write(corpus, [{"id": "x", "text": "one"}, {"id": "x", "text": "two"}])
+    with pytest.raises(DataError, match="Two documents have the id x"), serving(judge_folder) as served:
+        mixwright("score", str(corpus), "--judge", served.url, "--server-model", "tiny", "--out", str(out))
+
+
+def test_what_would_stop_a_run_is_said_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    server = "{server: {url: 'http://127.0.0.1:9/v1', model: big, key_variable: NO_KEY}}"
+    for judge, words in (
+        (server, "NO_KEY holds no API key"),
+        ("{model: ./nowhere}", "no model at ./nowhere"),
+    ):
+        run = open_run(recipe(tmp_path, judge), tmp_path / "run")
+        with pytest.raises(RecipeError, match=words):
+            run_recipe(run, "representative", print)
+        assert not (tmp_path / "run" / "documents").exists()
+
+
+def test_models_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "judge").mkdir(parents=True)
+    run = open_run(recipe(tmp_path, "{model: mine/judge}"), tmp_path / "run")
+    assert run.recipe.curation.judge.model == str((tmp_path / "mine" / "judge").resolve())
+    assert run.recipe.curation.educational.model.startswith("HuggingFaceFW/")
 
 
 @pytest.mark.parametrize(
