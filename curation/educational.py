@@ -30,7 +30,14 @@ import polars as pl
 import regex
 import torch
 
-from curation.batches import head_tokens, length_sorted_batches, one_thread, padded, quiet_loading
+from curation.batches import (
+    check_vocabulary,
+    head_tokens,
+    length_sorted_batches,
+    one_thread,
+    padded,
+    quiet_loading,
+)
 from curation.documents import Document
 from curation.errors import DataError, RecipeError
 from curation.int8 import fast_int8, to_int8
@@ -215,15 +222,24 @@ def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str)
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(folder)
             weights = None if unsafe_weights else True
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=weights
+            both: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=weights, output_loading_info=True
             )
+            model, loaded = both
     except (OSError, ValueError) as error:
         raise DataError(
             f"The educational classifier cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
             where=folder,
             remedy="Give a sequence classifier with safetensors weights and its tokenizer",
         ) from error
+    check_vocabulary(tokenizer, folder)
+    if loaded["missing_keys"]:  # transformers would make them up, at random
+        raise DataError(
+            f"The classifier's folder lacks {len(loaded['missing_keys'])} of its weights, such as "
+            f"`{min(loaded['missing_keys'])}`",
+            where=folder,
+            remedy="Give a whole sequence classifier, not an encoder alone",
+        )
     if model.config.num_labels != 1:
         raise DataError(
             f"An educational classifier has one output, but this model has {model.config.num_labels}",

@@ -303,12 +303,15 @@ def _load(model: str, device: str, bits: int, stamp: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        encoder = SentenceTransformer(model, device=device, trust_remote_code=False)
+        encoder = SentenceTransformer(
+            model, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError) as error:
         raise DataError(
             f"The embedder cannot be loaded: {str(error).splitlines()[0].rstrip('.')}",
             where=model,
-            remedy="Give a sentence-transformers folder or hub id, or leave it out to make one from the corpus",
+            remedy="Give a sentence-transformers folder or hub id with safetensors weights, or leave it out to make "
+            "one from the corpus",
         ) from error
     first = encoder[0]
     if bits < 32 and hasattr(first, "auto_model"):

@@ -137,3 +137,15 @@ def test_pickled_weights_are_not_loaded(classifier_folder: Path, tmp_path: Path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match="cannot be loaded"):
         EducationalClassifier(str(tmp_path)).score(documents(["text"]))
+
+
+def test_folders_that_are_no_whole_classifier_are_sentences(classifier_folder: Path, tmp_path: Path) -> None:
+    """transformers would make up a head, at random, or a tokenizer without words."""
+    model = AutoModelForSequenceClassification.from_pretrained(classifier_folder)
+    model.save_pretrained(tmp_path / "wordless")
+    with pytest.raises(DataError, match=r"no vocabulary.*tokenizer.json"):
+        EducationalClassifier(str(tmp_path / "wordless")).score(documents(["text"]))
+    model.base_model.save_pretrained(tmp_path / "headless")
+    AutoTokenizer.from_pretrained(classifier_folder).save_pretrained(tmp_path / "headless")
+    with pytest.raises(DataError, match=r"lacks 2 of its weights, such as `classifier.bias`.*not an encoder"):
+        EducationalClassifier(str(tmp_path / "headless")).score(documents(["text"]))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
 
 from curation.atomic import hash_folder
 from curation.embedding import embed, top_right_vectors, train_lsa_embedder
@@ -50,6 +52,18 @@ def test_near_copies_are_close_and_other_topics_far(folder: Path) -> None:
 
 def test_a_text_without_words_is_a_zero_and_duplicates_nothing(folder: Path) -> None:
     assert not embed([""], folder).any()
+
+
+def test_pickled_weights_are_not_loaded(classifier_folder: Path, tmp_path: Path) -> None:
+    """A .bin file can run code of whoever made it."""
+    model = AutoModel.from_pretrained(classifier_folder)
+    AutoTokenizer.from_pretrained(classifier_folder).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert embed(["text"], tmp_path).shape == (1, model.config.hidden_size)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"cannot be loaded.*with safetensors weights"):
+        embed(["text"], tmp_path)
 
 
 def test_equal_texts_give_equal_bytes(folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
