@@ -39,7 +39,7 @@ class SlurmRunner:
         return task_count(self.execution, units, per_worker=1)
 
     def run(self, works: Sequence[Work]) -> None:
-        _check(self.execution)
+        check_slurm(self.execution)
         missing, lost = [work.missing() for work in works], [0] * len(works)
         with progress(title(works), sum(work.total for work in works), works[0].unit) as task:
             while any(missing) and not any(work.failed() for work in works):
@@ -103,7 +103,8 @@ def _this_python() -> str:
     return f'export PATH={folder}:"$PATH" PYTHONPATH={shlex.quote(paths)}'
 
 
-def _check(execution: Execution) -> None:
+def check_slurm(execution: Execution) -> None:
+    """RecipeError and MachineError for what would keep a job from being submitted."""
     if "SLURM_ARRAY_TASK_ID" in os.environ:
         raise RecipeError(
             "A Slurm job array cannot be started from inside another",

@@ -28,3 +28,11 @@ def open_runner(execution: Execution) -> AbstractContextManager[Runner]:
     if execution.kind == "local":
         return LocalRunner(execution)
     raise RecipeError(f"There is no executor `{execution.kind}`", remedy="Choose local, ray or slurm")
+
+
+def check_execution(execution: Execution) -> None:
+    """Raise what can be known before anything has run, such as that there is no Slurm here."""
+    if execution.kind == "slurm":
+        from curation.scoring.on_slurm import check_slurm
+
+        check_slurm(execution)

@@ -25,7 +25,7 @@ from curation.judge_server import CHARACTERS_PER_TOKEN, ServerJudge
 from curation.precision import Precision
 from curation.scorer import Scorer
 from curation.scoring.execution import Execution
-from curation.scoring.runners import open_runner
+from curation.scoring.runners import check_execution, open_runner
 from curation.sizes import TokenCount
 from recipes.pipeline import Run, Spent, Stage
 from recipes.schema import Recipe
@@ -160,11 +160,12 @@ def check_carried_scores(run: Run) -> None:
     )
 
 
-def check_models(run: Run) -> None:
-    """Raise now what the models would stop the run with after hours: a server without its key, a path without a
-    model, a language that the model does not know. Nothing is loaded or asked but the language model.
+def check_surroundings(run: Run) -> None:
+    """Raise now what would stop the run after hours: no Slurm on this machine, a server without its key, a path without
+    a model, a language that the model does not know. Nothing is loaded or asked but the language model.
     """
     curation = run.recipe.curation
+    check_execution(execution_of(run))
     if isinstance(judge := _judge(run, load_prompt(prompt_names(run.recipe)["reasoning"])), ServerJudge):
         judge.endpoint().check()
     _language_rules(run.recipe)
@@ -221,6 +222,6 @@ REPRESENTATIVE = Stage(
     outputs=("*.parquet", "*.json"),
     work=_representative,
     about="score, ask, deduplicate, choose",
-    check=check_models,
+    check=check_surroundings,
     fixed_seconds=40,
 )

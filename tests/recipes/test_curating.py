@@ -11,9 +11,9 @@ import yaml
 from curation.atomic import write_json
 from curation.documents import Document, document_id, write_documents
 from curation.educational import EducationalClassifier
-from curation.errors import DataError, RecipeError
+from curation.errors import DataError, MixwrightError, RecipeError
 from recipes.cli import curating
-from recipes.execute import open_run
+from recipes.execute import open_run, run_recipe
 from recipes.pipeline import Run
 from recipes.stages.curating import check_carried_scores, scorers
 
@@ -86,3 +86,25 @@ def test_funnel_rows_are_json_beside_warnings(
     monkeypatch.setattr(curating, "execute", lambda *_, **__: run)
     curating.curate(str(tmp_path / "r.yaml"), run.folder, None, None, as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["documents"] == 40
+
+
+def test_what_would_stop_the_scoring_is_said_before_anything_has_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`a.jsonl` and `b.jsonl` are not even there: whatever is complained of is complained of first."""
+    server = {"url": "http://127.0.0.1:9/v1", "model": "m", "key_variable": "NO_SUCH_KEY"}
+    no_model = str(tmp_path / "nothing" / "here")
+    slurm = {"kind": "slurm", "partition": "p"}
+    monkeypatch.setenv("PATH", "")
+    for changes, sentence in (
+        ({"judge": {"server": server, "model": None}}, "NO_SUCH_KEY"),
+        ({"educational": {"model": no_model}}, f"no model at {no_model}"),
+        ({"executor": slurm}, "no command `sbatch`"),
+    ):
+        run = a_run(tmp_path, "m", None)
+        written = yaml.safe_load((tmp_path / "r.yaml").read_text())
+        written |= {"executor": changes.pop("executor")} if "executor" in changes else {}
+        written["curation"] |= changes
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(written))
+        with pytest.raises(MixwrightError, match=sentence):
+            run_recipe(open_run(tmp_path / "r.yaml", run.folder), "representative", say=print)
