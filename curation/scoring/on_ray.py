@@ -5,6 +5,7 @@ is lost.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from curation.atomic import writing_to
 from curation.errors import MachineError, MixwrightError
 from curation.progress import progress
 from curation.scoring.execution import Execution, Work, task_count, title
+
+ANSWER_SECONDS = 10.0
 
 
 class RayRunner:
@@ -68,6 +71,7 @@ class RayRunner:
         if not ray.is_initialized():
             paths = os.pathsep.join(path for path in sys.path if path)
             address = self.execution.ray_address
+            check_ray(self.execution)
             sizes = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
             try:
                 ray.init(
@@ -119,6 +123,17 @@ def _result(ray: Any, one: Any, rank: int, work: Work, retries: int) -> None:
             remedy="Most often the memory ran out: use fewer workers or smaller batches. What was done is "
             "kept; start the same command again to continue",
         ) from e
+
+
+def check_ray(execution: Execution) -> None:
+    """MachineError when nothing listens at the address of the cluster: Ray itself would try for minutes."""
+    address = execution.ray_address or os.environ.get("RAY_ADDRESS") or ""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        except OSError as error:
+            raise _not_connected(error, address) from error
 
 
 def _not_connected(error: Exception, address: str | None) -> MachineError:

@@ -31,8 +31,12 @@ def open_runner(execution: Execution) -> AbstractContextManager[Runner]:
 
 
 def check_execution(execution: Execution) -> None:
-    """Raise what can be known before anything has run, such as that there is no Slurm here."""
+    """Raise what can be known before anything has run, such as that there is no Slurm here, or no Ray there."""
     if execution.kind == "slurm":
         from curation.scoring.on_slurm import check_slurm
 
         check_slurm(execution)
+    if execution.kind == "ray":
+        from curation.scoring.on_ray import check_ray
+
+        check_ray(execution)

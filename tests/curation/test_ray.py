@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import pytest
 
 from curation.atomic import hash_folder
-from curation.errors import DataError
+from curation.errors import DataError, MachineError
 from curation.near_duplicates import NearDuplicateSettings, find_near_duplicates
 from curation.score_tables import score_ahead, score_files
 from curation.scoring.execution import Execution, Runner
-from curation.scoring.runners import open_runner
+from curation.scoring.runners import check_execution, open_runner
 from tests.curation.fakes import DiesOnce, Length
 from tests.curation.test_near_duplicates import varied, write
 from tests.curation.test_scoring import corpus, documents
@@ -93,3 +94,19 @@ def near_duplicates_on(runner: Runner, folder: Path, monkeypatch: pytest.MonkeyP
     )
     assert there.height and there.equals(here)
     assert [mark.name for mark in marks.iterdir()] == ["died"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://localhost:{}"])
+def test_a_cluster_that_does_not_answer_is_a_sentence_at_once(address: str) -> None:
+    """Ray itself tries for more than five minutes."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        execution = Execution(kind="ray", workers=1, ray_address=address.format(taken.getsockname()[1]))
+        with pytest.raises(MachineError, match=r"No Ray cluster could be joined at .*refused.*ray_address"):
+            check_execution(execution)
+
+
+def test_addresses_without_a_port_are_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address in (None, "auto", "local"):
+        check_execution(Execution(kind="ray", workers=1, ray_address=address))
