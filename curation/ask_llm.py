@@ -27,7 +27,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from curation.batches import check_vocabulary, length_sorted_batches, one_thread, padded, quiet_loading
+from curation.batches import (
+    check_vocabulary,
+    check_weights,
+    length_sorted_batches,
+    one_thread,
+    padded,
+    quiet_loading,
+)
 from curation.documents import Document
 from curation.errors import DataError
 from curation.judge_prompt import Prompt, PromptTokens
@@ -222,13 +229,8 @@ def _load(folder: str, precision: str, device: str, unsafe_weights: bool, stamp:
             remedy="Give a causal language model with safetensors weights and its tokenizer",
         ) from error
     check_vocabulary(tokenizer, folder)
-    if loaded["missing_keys"]:  # transformers would make them up, at random
-        raise DataError(
-            f"The judge's folder lacks {len(loaded['missing_keys'])} of its weights, such as "
-            f"`{min(loaded['missing_keys'])}`",
-            where=folder,
-            remedy="Give a whole causal or encoder-decoder language model, not an encoder or a model's body alone",
-        )
+    whole = "Give a whole causal or encoder-decoder language model, not an encoder or a model's body alone"
+    check_weights(loaded["missing_keys"], folder, "judge", whole)
     if dtype != torch.float32:
         _float32_head(model)
     model.requires_grad_(False)

@@ -6,7 +6,7 @@ of float32 sums: about 1e-6 of the score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,16 @@ def check_vocabulary(tokenizer: Any, folder: str) -> None:
             "The tokenizer has no vocabulary, so every text would look the same to the model",
             where=folder,
             remedy="Put the model's tokenizer (tokenizer.json) into its folder",
+        )
+
+
+def check_weights(missing: Collection[str], folder: str, kind: str, remedy: str) -> None:
+    """DataError when a folder lacks weights of its model, of this `kind`: transformers makes them up, at random."""
+    if missing:
+        raise DataError(
+            f"The {kind}'s folder lacks {len(missing)} of its weights, such as `{min(missing)}`",
+            where=folder,
+            remedy=remedy,
         )
 
 

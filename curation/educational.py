@@ -32,6 +32,7 @@ import torch
 
 from curation.batches import (
     check_vocabulary,
+    check_weights,
     head_tokens,
     length_sorted_batches,
     one_thread,
@@ -233,13 +234,8 @@ def _load(folder: str, device: str, unsafe_weights: bool, bits: int, stamp: str)
             remedy="Give a sequence classifier with safetensors weights and its tokenizer",
         ) from error
     check_vocabulary(tokenizer, folder)
-    if loaded["missing_keys"]:  # transformers would make them up, at random
-        raise DataError(
-            f"The classifier's folder lacks {len(loaded['missing_keys'])} of its weights, such as "
-            f"`{min(loaded['missing_keys'])}`",
-            where=folder,
-            remedy="Give a whole sequence classifier, not an encoder alone",
-        )
+    whole = "Give a whole sequence classifier, not an encoder alone"
+    check_weights(loaded["missing_keys"], folder, "classifier", whole)
     if model.config.num_labels != 1:
         raise DataError(
             f"An educational classifier has one output, but this model has {model.config.num_labels}",

@@ -65,7 +65,9 @@ def score_files(
     known = _known(folder, scorer.name, fingerprint)
     missing = listing if known is None else listing.join(known, on="id", how="anti")
     if missing.height or known is None:
-        fresh = _score_missing(missing, corpus, scorer, folder, fingerprint, unit_documents, runner)
+        plan = _Plan(missing, corpus, scorer, folder, fingerprint, unit_documents)
+        _carry_out([plan], runner)
+        fresh = _rows(plan.units, plan.parts, scorer, fingerprint, plan.folder)
         known = (fresh if known is None else pl.concat([known, fresh])).sort("id")
         _set_aside(folder, scorer.name, fingerprint)
         _write_table(folder / f"{scorer.name}.parquet", known, fingerprint)
@@ -181,25 +183,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _score_missing(
-    missing: pl.DataFrame,
-    corpus: Corpus,
-    scorer: Scorer,
-    folder: Path,
-    fingerprint: str,
-    unit_documents: int,
-    runner: Runner | None,
-) -> pl.DataFrame:
-    """Score what is missing, unit by unit, and return the rows of all units."""
-    plan = _Plan(missing, corpus, scorer, folder, fingerprint, unit_documents)
-    if runner is None:
-        with open_runner(Execution()) as here:
-            _carry_out([plan], here)
-    else:
-        _carry_out([plan], runner)
-    return _rows(plan.units, plan.parts, scorer, fingerprint, plan.folder)
-
-
 class _Plan:
     """The units of what is missing of one corpus; `todo` are those without a valid part."""
 
@@ -248,14 +231,19 @@ class _Plan:
         )
 
 
-def _carry_out(plans: Sequence[_Plan], runner: Runner) -> None:
+def _carry_out(plans: Sequence[_Plan], runner: Runner | None) -> None:
+    """Make the parts that are missing; in this process when `runner` is None."""
     from curation.scoring.blocks import raise_kept_sentence
 
+    if runner is None:
+        with open_runner(Execution()) as here:
+            return _carry_out(plans, here)
     plans = [plan for plan in plans if plan.todo]
     if plans:
         runner.run([plan.work(runner) for plan in plans])
     for plan in plans:
         raise_kept_sentence(plan.folder / "errors")
+    return None
 
 
 def _not_done(units: Sequence[Unit], parts: Path, scorer: Scorer, fingerprint: str) -> list[Unit]:
